@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{
     Envelope, Excerpt, Family, HandleKind, ListenRequest, Message, Reply, Seq, SockName, Violation,
-    fields::{Fields, Key, Wrong},
+    fields::{Fields, Member, Wrong},
     scan::scan,
 };
 
@@ -48,7 +48,7 @@ pub(super) fn decode(line: &[u8]) -> Result<Line, Violation> {
         };
         if *cmd == *b"NODE_HANDLE" {
             envelope = Some(read_envelope(&fields).map_err(|wrong| field(wrong, line))?);
-            if let Some(msg) = fields.raw(Key::Msg) {
+            if let Some(msg) = fields.raw(Member::Msg) {
                 text = msg;
                 continue;
             }
@@ -80,14 +80,18 @@ fn read_envelope(fields: &Fields<'_>) -> Result<Envelope, Wrong> {
     if let Some(key) = fields.twice() {
         return Err(Wrong(key));
     }
-    // Unknown types and keys of the wrong type still want their receipt.
-    let kind = fields.string(Key::Type)?.map_or(HandleKind::Unknown, |name| HandleKind::from_name(&name));
-    Ok(Envelope { kind, key: fields.string(Key::Key)?, dgram_type: read_family(fields, Key::DgramType)? })
+    // A type that we do not know is no offence: it still wants its receipt.
+    let kind = fields.string(Member::Type)?.map_or(HandleKind::Unknown, |name| HandleKind::from_name(&name));
+    let dgram_type = read_family(fields, Member::DgramType)?;
+    if dgram_type.is_some_and(|family| !family.is_udp()) {
+        return Err(Wrong(Member::DgramType));
+    }
+    Ok(Envelope { kind, key: fields.string(Member::Key)?, dgram_type })
 }
 
 /// Any internal message but an envelope.
 fn control(cmd: &[u8], fields: &Fields<'_>) -> Result<Message, Wrong> {
-    let key = || fields.text(Key::Key);
+    let key = || fields.text(Member::Key);
     let message = match cmd {
         b"NODE_CLUSTER" => cluster(fields)?,
         b"NODE_HANDLE_ACK" => Message::HandleAck,
@@ -95,9 +99,10 @@ fn control(cmd: &[u8], fields: &Fields<'_>) -> Result<Message, Wrong> {
         b"NODE_SOCKET_NOTIFY_CLOSE" => Message::SocketNotifyClose { key: key()? },
         b"NODE_SOCKET_GET_COUNT" => Message::SocketGetCount { key: key()? },
         b"NODE_SOCKET_ALL_CLOSED" => Message::SocketAllClosed { key: key()? },
-        b"NODE_SOCKET_COUNT" => {
-            Message::SocketCount { key: key()?, count: fields.integer(Key::Count)?.ok_or(Wrong(Key::Count))? }
-        }
+        b"NODE_SOCKET_COUNT" => Message::SocketCount {
+            key: key()?,
+            count: fields.integer(Member::Count)?.ok_or(Wrong(Member::Count))?,
+        },
         _ => return Ok(Message::Unknown),
     };
     match fields.twice() {
@@ -107,19 +112,19 @@ fn control(cmd: &[u8], fields: &Fields<'_>) -> Result<Message, Wrong> {
 }
 
 fn cluster(fields: &Fields<'_>) -> Result<Message, Wrong> {
-    let seq = || Ok(Seq(fields.integer(Key::Seq)?.ok_or(Wrong(Key::Seq))?));
-    if let Some(ack) = fields.integer(Key::Ack)? {
+    let seq = || Ok(Seq(fields.integer(Member::Seq)?.ok_or(Wrong(Member::Seq))?));
+    if let Some(ack) = fields.integer(Member::Ack)? {
         return Ok(Message::Reply(read_reply(Seq(ack), fields)?));
     }
-    let Some(act) = fields.string(Key::Act)? else { return Ok(Message::Unknown) };
+    let Some(act) = fields.string(Member::Act)? else { return Ok(Message::Unknown) };
     Ok(match act.as_str() {
         "online" => Message::Online,
         "queryServer" => Message::QueryServer { seq: seq()?, request: read_request(fields)? },
         "listening" => Message::Listening { request: read_request(fields)? },
-        "close" => Message::Close { key: fields.text(Key::Key)? },
+        "close" => Message::Close { key: fields.text(Member::Key)? },
         "exitedAfterDisconnect" => Message::LeaveNotice { seq: seq()? },
         "suicide" => Message::Suicide,
-        "newconn" => Message::NewConnection { seq: seq()?, key: fields.text(Key::Key)? },
+        "newconn" => Message::NewConnection { seq: seq()?, key: fields.text(Member::Key)? },
         "disconnect" => Message::Disconnect,
         "draining" => Message::Draining,
         "ready" => Message::Ready,
@@ -128,61 +133,61 @@ fn cluster(fields: &Fields<'_>) -> Result<Message, Wrong> {
 }
 
 fn read_reply(ack: Seq, fields: &Fields<'_>) -> Result<Reply, Wrong> {
-    let errno = fields.integer::<i32>(Key::Errno)?;
+    let errno = fields.integer::<i32>(Member::Errno)?;
     if errno.is_some_and(|errno| errno > 0) {
-        return Err(Wrong(Key::Errno));
+        return Err(Wrong(Member::Errno));
     }
     Ok(Reply {
         ack,
-        accepted: fields.boolean(Key::Accepted)?,
+        accepted: fields.boolean(Member::Accepted)?,
         errno,
-        key: fields.string(Key::Key)?,
-        data: fields.opaque(Key::Data)?,
+        key: fields.string(Member::Key)?,
+        data: fields.opaque(Member::Data)?,
         sockname: read_sockname(fields)?,
     })
 }
 
 fn read_sockname(fields: &Fields<'_>) -> Result<Option<SockName>, Wrong> {
-    let Some(inner) = object(fields, Key::SockName)? else { return Ok(None) };
-    let Some(address) = inner.string(Key::Address)? else { return Ok(None) };
-    let ipv6 = match inner.raw(Key::Family) {
+    let Some(inner) = object(fields, Member::SockName)? else { return Ok(None) };
+    let Some(address) = inner.string(Member::Address)? else { return Ok(None) };
+    let ipv6 = match inner.raw(Member::Family) {
         Some(b"\"IPv4\"" | b"4") => false,
         Some(b"\"IPv6\"" | b"6") => true,
-        _ => return Err(Wrong(Key::Family)),
+        _ => return Err(Wrong(Member::Family)),
     };
-    let port = inner.integer(Key::Port)?.ok_or(Wrong(Key::Port))?;
+    let port = inner.integer(Member::Port)?.ok_or(Wrong(Member::Port))?;
     Ok(Some(SockName { address, ipv6, port }))
 }
 
 fn read_request(fields: &Fields<'_>) -> Result<ListenRequest, Wrong> {
-    let port = fields.integer::<i32>(Key::Port)?;
+    let port = fields.integer::<i32>(Member::Port)?;
     if port.is_some_and(|port| !(-1..=65_535).contains(&port)) {
-        return Err(Wrong(Key::Port));
+        return Err(Wrong(Member::Port));
     }
-    let fd = fields.integer::<i32>(Key::Fd)?;
+    let fd = fields.integer::<i32>(Member::Fd)?;
     if fd.is_some_and(|fd| fd < -1) {
-        return Err(Wrong(Key::Fd));
+        return Err(Wrong(Member::Fd));
     }
-    let ours = object(fields, Key::Phalanx)?.unwrap_or_default();
+    let ours = object(fields, Member::Phalanx)?.unwrap_or_default();
     Ok(ListenRequest {
-        address: fields.string(Key::Address)?,
+        address: fields.string(Member::Address)?,
         port,
-        family: read_family(fields, Key::AddressType)?,
+        family: read_family(fields, Member::AddressType)?,
         fd,
-        index: fields.integer(Key::Index)?,
-        flags: fields.integer_or_falsy(Key::Flags)?.unwrap_or(0),
-        backlog: fields.integer_or_falsy(Key::Backlog)?.unwrap_or(0),
-        data: fields.opaque(Key::Data)?,
-        readable_all: fields.truthy(Key::ReadableAll),
-        writable_all: fields.truthy(Key::WritableAll),
-        socket: ours.boolean(Key::Socket)?.unwrap_or(false),
-        policy: ours.string(Key::Policy)?,
-        mode: ours.integer(Key::Mode)?,
-        name: ours.string(Key::Name)?,
+        index: fields.integer(Member::Index)?,
+        flags: fields.integer_or_falsy(Member::Flags)?.unwrap_or(0),
+        backlog: fields.integer_or_falsy(Member::Backlog)?.unwrap_or(0),
+        data: fields.opaque(Member::Data)?,
+        readable_all: fields.truthy(Member::ReadableAll),
+        writable_all: fields.truthy(Member::WritableAll),
+        socket: ours.boolean(Member::Socket)?.unwrap_or(false),
+        policy: ours.string(Member::Policy)?,
+        mode: ours.integer(Member::Mode)?,
+        name: ours.string(Member::Name)?,
     })
 }
 
-fn read_family(fields: &Fields<'_>, key: Key) -> Result<Option<Family>, Wrong> {
+fn read_family(fields: &Fields<'_>, key: Member) -> Result<Option<Family>, Wrong> {
     Ok(Some(match fields.raw(key) {
         None | Some(b"null") => return Ok(None),
         Some(b"4") => Family::Tcp4,
@@ -195,7 +200,7 @@ fn read_family(fields: &Fields<'_>, key: Key) -> Result<Option<Family>, Wrong> {
 }
 
 /// The members of an object within; falsy is like absence.
-fn object<'a>(fields: &Fields<'a>, key: Key) -> Result<Option<Fields<'a>>, Wrong> {
+fn object<'a>(fields: &Fields<'a>, key: Member) -> Result<Option<Fields<'a>>, Wrong> {
     let Some(raw) = fields.raw(key).filter(|_| fields.truthy(key)) else { return Ok(None) };
     let mut inner = Fields::default();
     if !raw.starts_with(b"{") || scan(raw, |name, value| inner.put(name, value)).is_err() {

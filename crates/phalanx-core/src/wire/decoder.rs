@@ -225,7 +225,8 @@ impl<F> Iterator for Frames<'_, F> {
             let item = self.decoder.step(&mut input);
             let Input { bytes: rest, handle, surplus } = input;
             if item.is_some() {
-                if !self.decoder.broken && !(rest.is_empty() && handle.is_none()) {
+                let more = !rest.is_empty() || handle.is_some();
+                if more && !self.decoder.broken {
                     let rest = rest.to_vec();
                     self.decoder.kept.push_front((rest, Input { bytes: &[], handle, surplus }));
                 }
@@ -240,7 +241,8 @@ impl<F> Drop for Frames<'_, F> {
     fn drop(&mut self) {
         let Input { bytes, ref mut handle, surplus } = self.input;
         let handle = handle.take();
-        if !self.decoder.broken && !(bytes.is_empty() && handle.is_none()) {
+        let more = !bytes.is_empty() || handle.is_some();
+        if more && !self.decoder.broken {
             self.decoder.kept.push_back((bytes.to_vec(), Input { bytes: &[], handle, surplus }));
         }
     }

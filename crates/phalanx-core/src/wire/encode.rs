@@ -2,7 +2,7 @@
 
 use serde_json::value::RawValue;
 
-use super::{Envelope, Family, HandleKind, ListenRequest, Message, Reply, Seq, SockName};
+use super::{Envelope, Family, ListenRequest, Message, Reply, Seq, SockName};
 
 /// The receipt for a descriptor that arrived.
 pub const HANDLE_ACK: &[u8] = b"{\"cmd\":\"NODE_HANDLE_ACK\"}\n";
@@ -22,7 +22,7 @@ pub fn encode(message: &Message, seq: Seq, out: &mut Vec<u8>) {
     }
 }
 
-/// Appends the line for a message that leaves with a descriptor. A [`HandleKind`] is an envelope
+/// Appends the line for a message that leaves with a descriptor. A [`HandleKind`](super::HandleKind) is an envelope
 /// that says no more than its type.
 pub fn encode_enveloped(envelope: impl Into<Envelope>, message: &Message, seq: Seq, out: &mut Vec<u8>) {
     let Envelope { kind, key, dgram_type } = envelope.into();
@@ -37,7 +37,7 @@ pub fn encode_enveloped(envelope: impl Into<Envelope>, message: &Message, seq: S
     if let Some(key) = key {
         text_field(out, "key", &key);
     }
-    if let Some(family) = dgram_type {
+    if let Some(family) = dgram_type.filter(|family| family.is_udp()) {
         text_field(out, "dgramType", family.name());
     }
     out.extend_from_slice(b"}\n");
@@ -326,6 +326,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::wire::HandleKind;
 
     fn line(message: &Message, seq: u64) -> String {
         let mut out = Vec::new();

@@ -4,7 +4,7 @@
 //! must come to the same result.
 
 use super::{
-    Envelope, HandleKind, Message, Reply, Seq,
+    HandleKind, Message, Reply, Seq,
     decode::{Body, Line},
 };
 

@@ -8,9 +8,9 @@ macro_rules! names {
     ($($key:ident = $name:literal,)+) => {
         /// The name of a member.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub(super) enum Key { $($key,)+ }
+        pub(super) enum Member { $($key,)+ }
 
-        impl Key {
+        impl Member {
             const COUNT: usize = [$(Self::$key,)+].len();
 
             /// As it is spelt on the wire.
@@ -59,13 +59,13 @@ names! {
 
 /// This field of a control message is missing or wrong.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Wrong(pub(super) Key);
+pub(super) struct Wrong(pub(super) Member);
 
 /// The raw values of the known members of one object.
 #[derive(Default)]
 pub(super) struct Fields<'a> {
-    raw: [Option<&'a [u8]>; Key::COUNT],
-    twice: Option<Key>,
+    raw: [Option<&'a [u8]>; Member::COUNT],
+    twice: Option<Member>,
 }
 
 impl<'a> Fields<'a> {
@@ -73,9 +73,9 @@ impl<'a> Fields<'a> {
     /// JavaScript.
     pub(super) fn put(&mut self, name: &[u8], value: &'a [u8]) {
         let key = if name.contains(&b'\\') {
-            unescape(name).and_then(|name| Key::from_name(name.as_bytes()))
+            unescape(name).and_then(|name| Member::from_name(name.as_bytes()))
         } else {
-            Key::from_name(name)
+            Member::from_name(name)
         };
         if let Some(key) = key
             && self.raw[key as usize].replace(value).is_some()
@@ -85,23 +85,23 @@ impl<'a> Fields<'a> {
     }
 
     /// A name that came twice. JavaScript allows that, nobody honest does it.
-    pub(super) fn twice(&self) -> Option<Key> {
+    pub(super) fn twice(&self) -> Option<Member> {
         self.twice
     }
 
     /// The raw value.
-    pub(super) fn raw(&self, key: Key) -> Option<&'a [u8]> {
+    pub(super) fn raw(&self, key: Member) -> Option<&'a [u8]> {
         self.raw[key as usize]
     }
 
     /// The raw value, unless it is `null`.
-    fn some(&self, key: Key) -> Option<&'a [u8]> {
+    fn some(&self, key: Member) -> Option<&'a [u8]> {
         self.raw(key).filter(|&raw| raw != b"null")
     }
 
     /// `cmd`, if it makes the message internal: a string that starts with `NODE_` and is longer.
     pub(super) fn internal(&self) -> Option<Cow<'a, [u8]>> {
-        let raw = content(self.raw(Key::Cmd)?)?;
+        let raw = content(self.raw(Member::Cmd)?)?;
         // One that cannot be decoded (a lone surrogate) can still start like this.
         let name = match raw.contains(&b'\\').then(|| unescape(raw)).flatten() {
             Some(name) => Cow::Owned(name.into_bytes()),
@@ -111,7 +111,7 @@ impl<'a> Fields<'a> {
     }
 
     /// A string; `null` is like absence.
-    pub(super) fn string(&self, key: Key) -> Result<Option<String>, Wrong> {
+    pub(super) fn string(&self, key: Member) -> Result<Option<String>, Wrong> {
         let Some(raw) = self.some(key) else { return Ok(None) };
         let raw = content(raw).ok_or(Wrong(key))?;
         if raw.contains(&b'\\') {
@@ -122,12 +122,12 @@ impl<'a> Fields<'a> {
     }
 
     /// A string that must be there.
-    pub(super) fn text(&self, key: Key) -> Result<String, Wrong> {
+    pub(super) fn text(&self, key: Member) -> Result<String, Wrong> {
         self.string(key)?.ok_or(Wrong(key))
     }
 
     /// A whole number within the range of `T`; `null` is like absence.
-    pub(super) fn integer<T: TryFrom<i64>>(&self, key: Key) -> Result<Option<T>, Wrong> {
+    pub(super) fn integer<T: TryFrom<i64>>(&self, key: Member) -> Result<Option<T>, Wrong> {
         let Some(raw) = self.some(key) else { return Ok(None) };
         let number = std::str::from_utf8(raw).ok().and_then(|text| text.parse::<i64>().ok());
         let number = number.and_then(|number| T::try_from(number).ok());
@@ -135,12 +135,12 @@ impl<'a> Fields<'a> {
     }
 
     /// The same, where JavaScript's other falsy values are like absence too.
-    pub(super) fn integer_or_falsy<T: TryFrom<i64>>(&self, key: Key) -> Result<Option<T>, Wrong> {
+    pub(super) fn integer_or_falsy<T: TryFrom<i64>>(&self, key: Member) -> Result<Option<T>, Wrong> {
         if self.truthy(key) { self.integer(key) } else { Ok(None) }
     }
 
     /// `true` or `false`; `null` is like absence.
-    pub(super) fn boolean(&self, key: Key) -> Result<Option<bool>, Wrong> {
+    pub(super) fn boolean(&self, key: Member) -> Result<Option<bool>, Wrong> {
         match self.some(key) {
             None => Ok(None),
             Some(b"true") => Ok(Some(true)),
@@ -150,7 +150,7 @@ impl<'a> Fields<'a> {
     }
 
     /// What an `if` in JavaScript would make of it.
-    pub(super) fn truthy(&self, key: Key) -> bool {
+    pub(super) fn truthy(&self, key: Member) -> bool {
         match self.raw(key) {
             None | Some(b"null" | b"false" | b"\"\"") => false,
             Some(number @ [b'-' | b'0'..=b'9', ..]) => {
@@ -162,7 +162,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Any value, unread; falsy is like absence.
-    pub(super) fn opaque(&self, key: Key) -> Result<Option<Box<RawValue>>, Wrong> {
+    pub(super) fn opaque(&self, key: Member) -> Result<Option<Box<RawValue>>, Wrong> {
         if !self.truthy(key) {
             return Ok(None);
         }
@@ -217,14 +217,14 @@ mod tests {
         let f = fields(
             r#"{"backlog":false,"flags":null,"port":-0,"fd":1.5,"data":{},"index":"","errno":0e9,"key":"a\tb","count":1e3}"#,
         );
-        assert_eq!(f.integer_or_falsy::<u32>(Key::Backlog), Ok(None));
-        assert_eq!(f.integer_or_falsy::<u32>(Key::Flags), Ok(None));
-        assert_eq!(f.integer::<i32>(Key::Port), Ok(Some(0)));
-        assert_eq!(f.integer::<i32>(Key::Fd), Err(Wrong(Key::Fd)));
-        assert_eq!(f.opaque(Key::Data).unwrap().unwrap().get(), "{}");
-        assert!(!f.truthy(Key::Index) && !f.truthy(Key::Errno) && f.truthy(Key::Count));
-        assert_eq!(f.text(Key::Key).unwrap(), "a\tb");
-        assert_eq!(f.text(Key::Act), Err(Wrong(Key::Act)));
-        assert_eq!(fields(r#"{"seq":1,"seq":1}"#).twice(), Some(Key::Seq));
+        assert_eq!(f.integer_or_falsy::<u32>(Member::Backlog), Ok(None));
+        assert_eq!(f.integer_or_falsy::<u32>(Member::Flags), Ok(None));
+        assert_eq!(f.integer::<i32>(Member::Port), Ok(Some(0)));
+        assert_eq!(f.integer::<i32>(Member::Fd), Err(Wrong(Member::Fd)));
+        assert_eq!(f.opaque(Member::Data).unwrap().unwrap().get(), "{}");
+        assert!(!f.truthy(Member::Index) && !f.truthy(Member::Errno) && f.truthy(Member::Count));
+        assert_eq!(f.text(Member::Key).unwrap(), "a\tb");
+        assert_eq!(f.text(Member::Act), Err(Wrong(Member::Act)));
+        assert_eq!(fields(r#"{"seq":1,"seq":1}"#).twice(), Some(Member::Seq));
     }
 }
