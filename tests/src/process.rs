@@ -565,12 +565,20 @@ fn show(lines: &[Line]) -> String {
 /// What to run; [`start`](Builder::start) runs it.
 pub struct Builder {
     name: String,
+    program: Option<PathBuf>,
     options: Vec<OsString>,
     env: Vec<(OsString, Option<OsString>)>,
     dir: Option<PathBuf>,
 }
 
 impl Builder {
+    /// Another program than the `phalanx` of this workspace.
+    #[must_use]
+    pub fn program(mut self, path: impl AsRef<Path>) -> Self {
+        self.program = Some(path.as_ref().to_owned());
+        self
+    }
+
     /// Workers (`-w`).
     #[must_use]
     pub fn workers(self, n: usize) -> Self {
@@ -616,7 +624,8 @@ impl Builder {
         arguments.extend(self.options);
         arguments.push("--".into());
         arguments.extend(command.into_iter().map(|it| it.as_ref().to_owned()));
-        Phalanx::start(self.name, arguments, self.env, self.dir)
+        let program = self.program.unwrap_or_else(|| lab::binary("phalanx"));
+        Phalanx::start(self.name, program, arguments, self.env, self.dir)
     }
 }
 
@@ -627,6 +636,7 @@ impl Builder {
 pub struct Phalanx {
     process: Process,
     name: String,
+    program: PathBuf,
     runtime: Option<TempDir>,
     announced: Vec<String>,
     finished: bool,
@@ -650,19 +660,20 @@ impl Phalanx {
     /// A `phalanx run` with this instance name.
     #[must_use]
     pub fn run(name: &str) -> Builder {
-        Builder { name: name.to_owned(), options: Vec::new(), env: Vec::new(), dir: None }
+        Builder { name: name.to_owned(), program: None, options: Vec::new(), env: Vec::new(), dir: None }
     }
 
     #[track_caller]
     fn start(
         name: String,
+        program: PathBuf,
         arguments: Vec<OsString>,
         env: Vec<(OsString, Option<OsString>)>,
         dir: Option<PathBuf>,
     ) -> Self {
         // Short, as socket paths have 107 bytes.
         let runtime = tempfile::Builder::new().prefix("phx").tempdir_in("/tmp").expect("a runtime directory");
-        let mut command = Command::new(lab::binary("phalanx"));
+        let mut command = Command::new(&program);
         command.args(arguments).env("XDG_RUNTIME_DIR", runtime.path()).envs([lab::node_path()]);
         for (key, value) in env {
             match value {
@@ -674,7 +685,7 @@ impl Phalanx {
             command.current_dir(dir);
         }
         let process = Process::start(&mut command);
-        Self { process, name, runtime: Some(runtime), announced: Vec::new(), finished: false }
+        Self { process, name, program, runtime: Some(runtime), announced: Vec::new(), finished: false }
     }
 
     /// The instance name.
@@ -697,7 +708,7 @@ impl Phalanx {
     #[must_use]
     #[track_caller]
     pub fn command<S: AsRef<OsStr>>(&self, verb: &str, arguments: impl IntoIterator<Item = S>) -> Command {
-        let mut command = Command::new(lab::binary("phalanx"));
+        let mut command = Command::new(&self.program);
         command
             .args([verb, "-n", &self.name])
             .args(arguments)

@@ -6,7 +6,7 @@ use std::process::Command;
 use phalanx_tests::lab;
 use phalanx_tests::load::Load;
 use phalanx_tests::process::{
-    Process, Signal, StreamOf, fd_count, free_port, rss_kib, wait_answer, wait_until,
+    Phalanx, Process, Signal, StreamOf, fd_count, free_port, rss_kib, wait_answer, wait_until,
 };
 use serde_json::Value;
 
@@ -250,4 +250,59 @@ fn the_bare_loop_in_c_serves() {
     Load::port(port).connections(100).run().assert_equal_shares(4);
     assert_eq!(process.wait().code(), Some(0));
     process.wait_line("\"connections\":100,");
+}
+
+/// A `phalanx` of a few lines, to see whether the harness sees what it should.
+fn pretend(script: &str) -> (tempfile::TempDir, Phalanx) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("phalanx");
+    let text = format!(
+        "#!/bin/bash\n[ $1 = status ] && {{ echo '{{\"name\":\"'$3'\",\"workers\":2}}'; exit; }}\n\
+         stop() {{ exit 0; }}\ntrap 'stop' TERM\n{script}\necho ready\nwhile :; do read -t 60 x; done\n"
+    );
+    // Written by another process: a file that this one has open for writing, or a
+    // child that another thread has just forked, cannot be run.
+    std::fs::write(dir.path().join("text"), text).unwrap();
+    let mut install = Command::new("install");
+    install.args(["-m", "755"]).arg(dir.path().join("text")).arg(&path);
+    assert!(install.status().unwrap().success());
+    let phalanx = Phalanx::run("pretended").program(&path).workers(2).start(["true"]);
+    phalanx.wait_line("ready");
+    (dir, phalanx)
+}
+
+#[test]
+fn a_good_ending_is_seen_as_one() {
+    let (_dir, mut phalanx) = pretend("sleep 600 & child=$!; stop() { kill $child; wait $child; exit 0; }");
+    let status = phalanx.wait_status("two workers", |it| it["workers"] == 2);
+    assert_eq!(status["name"], "pretended");
+    assert_eq!(phalanx.workers().len(), 1);
+    phalanx.finish();
+
+    let (_dir, mut phalanx) = pretend("echo ERROR as announced >&2");
+    phalanx.announce("as announced");
+    phalanx.finish();
+
+    let (_dir, phalanx) = pretend("stop() { exit 4; }");
+    phalanx.signal(Signal::TERM);
+    phalanx.finish_with(4);
+}
+
+#[test]
+fn a_bad_ending_is_seen_as_one() {
+    for (script, complaint) in [
+        ("sleep 600 &", "left behind"),
+        ("stop() { exit 1; }", "ended with"),
+        ("echo 'ERROR out of the blue' >&2", "unannounced errors"),
+        (
+            "python3 -c 'import os, socket; socket.socket(socket.AF_UNIX).bind(os.environ[\"XDG_RUNTIME_DIR\"] + \"/s\")'",
+            "socket files left",
+        ),
+    ] {
+        let (_dir, phalanx) = pretend(script);
+        let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| phalanx.finish()));
+        let panic = panic.expect_err(script);
+        let text = panic.downcast_ref::<String>().expect("a sentence");
+        assert!(text.starts_with(complaint), "{script}: {text}");
+    }
 }
