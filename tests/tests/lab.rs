@@ -253,12 +253,13 @@ fn the_bare_loop_in_c_serves() {
 }
 
 /// A `phalanx` of a few lines, to see whether the harness sees what it should.
+/// It looks up often, as a signal just before a `read` does not interrupt it.
 fn pretend(script: &str) -> (tempfile::TempDir, Phalanx) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("phalanx");
     let text = format!(
         "#!/bin/bash\n[ $1 = status ] && {{ echo '{{\"name\":\"'$3'\",\"workers\":2}}'; exit; }}\n\
-         stop() {{ exit 0; }}\ntrap 'stop' TERM\n{script}\necho ready\nwhile :; do read -t 60 x; done\n"
+         stop() {{ exit 0; }}\ntrap 'stop' TERM\n{script}\necho ready\nwhile :; do read -t 0.1 x; done\n"
     );
     // Written by another process: a file that this one has open for writing, or a
     // child that another thread has just forked, cannot be run.
