@@ -1,1 +1,13 @@
-//! Process tests.
+//! The test laboratory: what it takes to prove that a cluster keeps its word.
+//!
+//! - [`load`]: a client that accounts for every connection it makes;
+//! - [`process`]: programs under test, what they print, and how they must end;
+//! - [`lab`]: the foreign programs (Node in several versions, uvicorn) and our fixtures.
+//!
+//! Nothing here depends on how fast a machine is: one waits for facts, and a
+//! deadline is only there so that a broken test ends.
+
+pub mod lab;
+pub mod load;
+pub mod process;
+pub mod raw;

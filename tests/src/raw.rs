@@ -1,0 +1,51 @@
+//! The few calls that no safe crate offers; all `unsafe` of the laboratory is here.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+/// Lets a socket be bound to a source address without taking a port yet.
+///
+/// A port is then chosen at `connect`, where it only has to be unique together
+/// with the destination; many more connections fit, and none fails with
+/// `EADDRNOTAVAIL` because an earlier one is still closing.
+///
+/// # Errors
+/// What `setsockopt` says.
+#[expect(unsafe_code, reason = "rustix and socket2 do not know IP_BIND_ADDRESS_NO_PORT")]
+pub fn bind_address_no_port(socket: impl AsFd) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: the descriptor is borrowed and open; the value is a c_int that lives
+    // through the call, and its size is passed.
+    let rc = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            (&raw const on).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Takes a descriptor that this process inherited under a number it was told.
+///
+/// To be called once per number, at the start of `main`. A number that is not
+/// open, or is one of the three standard streams, is an error.
+///
+/// # Errors
+/// `EBADF` for a number that is not open, `InvalidInput` for a standard stream.
+#[expect(unsafe_code, reason = "a number from the environment has no owner yet")]
+pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
+    if fd <= 2 {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("descriptor {fd} is not for us")));
+    }
+    // SAFETY: F_SETFD has no memory arguments; on a closed number it fails.
+    let rc = unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+    if rc != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it is open (checked above), came by inheritance and so is owned by
+    // nothing in this process; callers take each number once.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
