@@ -36,6 +36,9 @@ pub enum Violation {
     /// A receipt for a descriptor came although none was awaited.
     #[error("a receipt for a descriptor that was not sent")]
     UnexpectedAck,
+    /// A worker said something before it said `online`.
+    #[error("a message before `online`")]
+    BeforeOnline,
 }
 
 /// The first bytes of an offending line, escaped so that a log or a terminal can show them.

@@ -1,0 +1,157 @@
+//! What must be done.
+
+use crate::{ConnId, Generation, ListenerId, Slot, SocketId, WorkerId};
+use serde::Serialize;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+/// What the driver must do. Actions name things; the driver fetches them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Action {
+    /// Start a process; answer with [`handle_spawned`](crate::Primary::handle_spawned) before anything else.
+    Spawn(Spawn),
+    /// Make a socket; answer with [`handle_bound`](crate::Primary::handle_bound).
+    Bind {
+        /// Its name from now on.
+        socket: SocketId,
+        /// For whom.
+        listener: ListenerId,
+        /// Where.
+        spec: BindSpec,
+        /// Backlog of listen(2), for a stream socket.
+        backlog: u32,
+    },
+    /// Call listen(2) again with this backlog: somebody may have made it smaller.
+    Listen {
+        /// On which socket.
+        socket: SocketId,
+        /// Backlog.
+        backlog: u32,
+    },
+    /// Begin or stop to accept.
+    Accept {
+        /// On which socket.
+        socket: SocketId,
+        /// Begin (true) or stop.
+        on: bool,
+    },
+    /// Close the socket. Its file, if it is a Unix socket, goes too.
+    Unbind {
+        /// Which.
+        socket: SocketId,
+    },
+    /// Something waits to be sent: call [`poll_transmit`](crate::Primary::poll_transmit) until it is dry or
+    /// the channel is full.
+    Flush {
+        /// To whom.
+        worker: WorkerId,
+    },
+    /// Close our end of the worker's channel.
+    CloseChannel {
+        /// Whose.
+        worker: WorkerId,
+    },
+    /// Send a signal.
+    Signal {
+        /// To whom.
+        worker: WorkerId,
+        /// Its number.
+        signal: i32,
+    },
+    /// Has anybody read or written on this connection? Answer with
+    /// [`handle_examined`](crate::Primary::handle_examined) before anything else.
+    Examine {
+        /// Which.
+        connection: ConnId,
+    },
+    /// Nothing refers to this worker any more.
+    Forget {
+        /// Whom.
+        worker: WorkerId,
+    },
+}
+
+/// A process to start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Spawn {
+    /// Its identity.
+    pub worker: WorkerId,
+    /// Its place.
+    pub slot: Slot,
+    /// Its code.
+    pub generation: Generation,
+    /// Variables of this fork, on top of everybody's.
+    pub env: Vec<(String, String)>,
+    /// Sockets that it is born with, by name, for LISTEN_FDS.
+    pub lend: Vec<(String, SocketId)>,
+}
+
+/// Where to bind.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum BindSpec {
+    /// TCP.
+    Tcp {
+        /// `None`: any address, of both families where IPv6 exists (LISTEN-04).
+        address: Option<IpAddr>,
+        /// 0: choose one.
+        port: u16,
+        /// IPv6 only.
+        v6only: bool,
+    },
+    /// UDP.
+    Udp {
+        /// The address.
+        address: IpAddr,
+        /// 0: choose one.
+        port: u16,
+        /// IPv6 only.
+        v6only: bool,
+        /// SO_REUSEADDR.
+        reuse_addr: bool,
+    },
+    /// A Unix socket.
+    Unix {
+        /// Absolute path.
+        path: String,
+        /// Mode of the file; else what umask makes of it.
+        mode: Option<u32>,
+        /// Everybody may read.
+        readable_all: bool,
+        /// Everybody may write.
+        writable_all: bool,
+    },
+    /// A socket that the primary inherited, in LISTEN_FDS numbering (3 is the first).
+    Inherited {
+        /// Its number.
+        number: u32,
+    },
+}
+
+impl BindSpec {
+    /// Whether connections come from it (or datagrams).
+    pub(crate) fn is_stream(&self) -> bool {
+        !matches!(self, BindSpec::Udp { .. })
+    }
+}
+
+/// An address that was really bound.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum BoundAddress {
+    /// An internet address.
+    Inet(SocketAddr),
+    /// The path of a Unix socket.
+    Unix(String),
+}
+
+impl fmt::Display for BoundAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BoundAddress::Inet(addr) => addr.fmt(f),
+            BoundAddress::Unix(path) => path.fmt(f),
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! What a cluster is told before it begins.
+
+use crate::lifecycle::{Limits, Speaks};
+use crate::policy::{Policy, PolicyImpl};
+use crate::restart::Restart;
+use serde::Serialize;
+use std::fmt;
+use std::str::FromStr;
+
+/// How a connection gets to its worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Mechanism {
+    /// The best that can deliver the policy for the listener at hand.
+    #[default]
+    Auto,
+    /// The primary accepts and passes the connection over the worker's channel.
+    Handoff,
+    /// Every worker gets the same listening socket.
+    Share,
+}
+
+impl Mechanism {
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Mechanism::Auto => "auto",
+            Mechanism::Handoff => "handoff",
+            Mechanism::Share => "share",
+        }
+    }
+}
+
+impl fmt::Display for Mechanism {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The text is not the name of a mechanism.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown mechanism `{0}`: use one of auto, handoff, share")]
+pub struct UnknownMechanism(String);
+
+impl FromStr for Mechanism {
+    type Err = UnknownMechanism;
+
+    fn from_str(text: &str) -> Result<Mechanism, UnknownMechanism> {
+        match text {
+            "auto" => Ok(Mechanism::Auto),
+            "handoff" => Ok(Mechanism::Handoff),
+            "share" => Ok(Mechanism::Share),
+            _ => Err(UnknownMechanism(text.to_owned())),
+        }
+    }
+}
+
+/// Makes a policy for each listener, in place of the built-in ones.
+pub type PolicyFactory = Box<dyn Fn() -> Box<dyn PolicyImpl> + Send>;
+
+/// The settings of a [`Primary`](crate::Primary).
+#[non_exhaustive]
+pub struct Config {
+    /// Who should get the next connection.
+    pub policy: Policy,
+    /// A policy of the user's own, for hand-off.
+    pub custom_policy: Option<PolicyFactory>,
+    /// How it gets there.
+    pub mechanism: Mechanism,
+    /// What workers are given to speak on.
+    pub speaks: Speaks,
+    /// Connections a worker may hold unacknowledged, on all its listeners together.
+    pub window: u32,
+    /// Connections that wait in the primary, for each listener. Full means: stop accepting, the kernel's
+    /// backlog holds; half empty: go on.
+    pub pending_max: usize,
+    /// The smallest backlog (of listen(2)) of any listener; a larger one on request.
+    pub backlog: u32,
+    /// How many workers are wanted. `None`: whoever forks decides, and nothing is replaced.
+    pub wanted: Option<u32>,
+    /// Whether a worker that ended is replaced, when a number is wanted.
+    pub restart: Restart,
+    /// Times and signals.
+    pub limits: Limits,
+    /// Bytes queued towards a worker before the sender of a message hears that it is full.
+    pub outbox_max: usize,
+    /// Longest line a worker may send.
+    pub max_message: usize,
+    /// Listeners that a worker may hold or wait for at a time.
+    pub max_listeners: usize,
+    /// Only what is configured may be listened on (and port 0).
+    pub only_configured: bool,
+    /// How many sockets the primary itself inherited or was given, in LISTEN_FDS numbering from 3.
+    pub inherited: u32,
+    /// For jitter.
+    pub seed: u64,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            policy: Policy::RoundRobin,
+            custom_policy: None,
+            mechanism: Mechanism::Auto,
+            speaks: Speaks::Phalanx,
+            window: 16,
+            pending_max: 1024,
+            backlog: 4096,
+            wanted: None,
+            restart: Restart::Always,
+            limits: Limits::default(),
+            outbox_max: 1 << 20,
+            max_message: 16 << 20,
+            max_listeners: 1024,
+            only_configured: false,
+            inherited: 0,
+            seed: 0,
+        }
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("policy", &self.policy)
+            .field("mechanism", &self.mechanism)
+            .field("speaks", &self.speaks)
+            .field("window", &self.window)
+            .field("wanted", &self.wanted)
+            .finish_non_exhaustive()
+    }
+}

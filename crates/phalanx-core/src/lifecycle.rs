@@ -1,0 +1,696 @@
+//! One worker's life, as a full match over state and input.
+//!
+//! ```text
+//! Starting ──► Online ──► Listening ─┐          asked to leave, or says that it leaves
+//!    │           │            │      ├────────► Draining
+//!    └───────────┴────────────┴──────┘             │
+//!                │                                 │
+//!        channel closed ──► Disconnected ◄─────────┤      (either may come first,
+//!        process ended  ──► Exited       ◄─────────┘       each happens at most once)
+//!                └─────────────► Gone ◄──────┘
+//! ```
+//!
+//! `Disconnected` still has a process, `Exited` still has a channel, `Gone` has neither.
+
+use crate::wire::Violation;
+use serde::Serialize;
+use std::fmt;
+use std::time::Duration;
+
+/// A worker's state. The latest event set it (LIFE-01).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum State {
+    /// Its process runs; it has not said `online`. (Node: `none`.)
+    Starting,
+    /// It has said `online`, or has no channel to say it on.
+    Online,
+    /// It listens on at least one key.
+    Listening,
+    /// It gets nothing new and ends what it has.
+    Draining,
+    /// Its channel is closed, its process lives.
+    Disconnected,
+    /// Its process has ended, its channel is not at its end.
+    Exited,
+    /// Both are over.
+    Gone,
+}
+
+impl State {
+    /// Its name in `status` and events.
+    pub const fn name(self) -> &'static str {
+        match self {
+            State::Starting => "starting",
+            State::Online => "online",
+            State::Listening => "listening",
+            State::Draining => "draining",
+            State::Disconnected => "disconnected",
+            State::Exited => "exited",
+            State::Gone => "gone",
+        }
+    }
+
+    /// Whether its process lives.
+    pub const fn is_alive(self) -> bool {
+        !matches!(self, State::Exited | State::Gone)
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What a worker was given to speak on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Speaks {
+    /// Node's IPC, by Node's variables.
+    Node,
+    /// The same wire, by our own variable.
+    Phalanx,
+    /// The same as `Phalanx`, offered to a program that may not know what it is. Until it says `online`
+    /// it is treated as having none.
+    Perhaps,
+    /// Nothing: a plain program.
+    Nothing,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ended {
+    /// By itself, with this code.
+    Code(i32),
+    /// By a signal: its number, and whether it left a core dump.
+    Signal(i32, bool),
+}
+
+impl Ended {
+    /// Exit code 0.
+    pub const fn is_success(self) -> bool {
+        matches!(self, Ended::Code(0))
+    }
+}
+
+/// Why phalanx itself acted against a worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Cause {
+    /// It never said `online`.
+    NeverOnline,
+    /// Its connections did not end within the drain timeout.
+    DrainTimeout,
+    /// It ignored the stop signal.
+    IgnoredStopSignal,
+    /// It broke the protocol; the text says how.
+    Protocol(String),
+    /// It closed its channel without being asked to and went on running.
+    ClosedChannel,
+    /// Somebody asked for it.
+    Asked,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Cause::NeverOnline => f.write_str("it never came online"),
+            Cause::DrainTimeout => f.write_str("its connections did not end in time"),
+            Cause::IgnoredStopSignal => f.write_str("it ignored the stop signal"),
+            Cause::Protocol(how) => write!(f, "it broke the protocol: {how}"),
+            Cause::ClosedChannel => f.write_str("it closed its channel"),
+            Cause::Asked => f.write_str("it was asked to"),
+        }
+    }
+}
+
+/// The times and signals of a worker's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Limits {
+    /// From spawn to `online`, for a worker that is sure to speak. `None`: for ever.
+    pub start_timeout: Option<Duration>,
+    /// From the order to leave to the stop signal.
+    pub drain_timeout: Duration,
+    /// From the stop signal to SIGKILL.
+    pub term_timeout: Duration,
+    /// Ends a worker that has drained, or that will not.
+    pub stop_signal: i32,
+}
+
+/// SIGKILL has the same number everywhere on Linux.
+pub(crate) const SIGKILL: i32 = 9;
+const SIGTERM: i32 = 15;
+/// A worker whose channel closed unexpectedly has this long to end by itself (CHILD-02: it should at once).
+const GRACE: Duration = Duration::from_secs(1);
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            start_timeout: Some(Duration::from_secs(30)),
+            drain_timeout: Duration::from_secs(30),
+            term_timeout: Duration::from_secs(5),
+            stop_signal: SIGTERM,
+        }
+    }
+}
+
+/// What can happen to a worker.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// It said `online`.
+    Online,
+    /// One of its servers listens.
+    Listening,
+    /// It said that it gives up its listeners.
+    GaveUp,
+    /// It said that it leaves by its own choice.
+    LeaveNotice,
+    /// It is to leave. With a signal: that one follows when it has drained, or would not.
+    Leave { then: Option<i32> },
+    /// It is to end now, without a drain.
+    Terminate,
+    /// It is to be killed.
+    Kill,
+    /// It broke the protocol.
+    Violation(Violation),
+    /// Its channel is at its end.
+    ChannelClosed,
+    /// Its process has ended, and what it had written to its channel has been read.
+    Ended(Ended),
+    /// Its deadline has passed.
+    Timeout,
+}
+
+/// What must be done about it, in this order.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// Tell it to leave.
+    AskToLeave,
+    /// It gets nothing new: take it off every listener.
+    LeaveListeners,
+    /// Send it a signal.
+    Signal(i32),
+    /// Close our end of its channel.
+    CloseChannel,
+    /// The fence is up: what it had not taken goes to others.
+    Fence(Ended),
+    /// Tell the user.
+    Announce(Announce),
+    /// Its record can be forgotten.
+    Forget,
+}
+
+/// What the user hears about a worker.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Announce {
+    Online,
+    Draining,
+    Disconnect,
+    Exit(Ended),
+    Violation(String),
+}
+
+/// What the one deadline of a worker is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// None is set.
+    Idle,
+    /// It must say `online`.
+    Start,
+    /// It must have drained.
+    Drain,
+    /// It must have ended by itself.
+    Grace,
+    /// It must have ended by the stop signal.
+    Term,
+}
+
+/// The life of one worker.
+#[derive(Debug)]
+pub(crate) struct Life {
+    state: State,
+    stage: Stage,
+    speaks: Speaks,
+    limits: Limits,
+    /// Somebody replaces what ends: a worker that has drained is not left alone (DISC-05), and a dead one's
+    /// channel is not kept for the sake of its children (LIFE-10).
+    supervised: bool,
+    exited_after_disconnect: Option<bool>,
+    then: Option<i32>,
+    cause: Option<Cause>,
+}
+
+impl Life {
+    /// A worker whose process has just started, and when it must have come online.
+    pub(crate) fn new(speaks: Speaks, limits: Limits, supervised: bool) -> (Life, Option<Duration>) {
+        let deadline = match speaks {
+            Speaks::Node | Speaks::Phalanx => limits.start_timeout,
+            Speaks::Perhaps | Speaks::Nothing => None,
+        };
+        let life = Life {
+            // A plain program cannot say `online`: that it runs is all there is to know.
+            state: if speaks == Speaks::Nothing { State::Online } else { State::Starting },
+            stage: if deadline.is_some() { Stage::Start } else { Stage::Idle },
+            speaks,
+            limits,
+            supervised,
+            exited_after_disconnect: None,
+            then: None,
+            cause: None,
+        };
+        (life, deadline)
+    }
+
+    pub(crate) fn state(&self) -> State {
+        self.state
+    }
+
+    pub(crate) fn exited_after_disconnect(&self) -> Option<bool> {
+        self.exited_after_disconnect
+    }
+
+    pub(crate) fn cause(&self) -> Option<&Cause> {
+        self.cause.as_ref()
+    }
+
+    /// Whether it can be told anything.
+    fn has_channel(&self) -> bool {
+        match self.speaks {
+            Speaks::Node | Speaks::Phalanx => true,
+            Speaks::Perhaps => self.state != State::Starting,
+            Speaks::Nothing => false,
+        }
+    }
+
+    /// What follows from `input`: effects in order, and the new deadline counted from now (`Some(None)`: none
+    /// any more; `None`: as it was).
+    pub(crate) fn on(&mut self, input: Input, effects: &mut Vec<Effect>) -> Option<Option<Duration>> {
+        use State::{Disconnected, Draining, Exited, Gone, Listening, Online, Starting};
+        match (self.state, input) {
+            (Starting, Input::Online) => {
+                self.state = Online;
+                effects.push(Effect::Announce(Announce::Online));
+                self.deadline(Stage::Idle)
+            }
+            // Asked to leave before it was up: it still comes online, and then leaves (DISC-15).
+            (Draining, Input::Online) => {
+                effects.push(Effect::Announce(Announce::Online));
+                None
+            }
+            (Online | Listening | Disconnected | Exited | Gone, Input::Online) => None,
+
+            (Online | Listening, Input::Listening) => {
+                self.state = Listening;
+                None
+            }
+            (Draining | Disconnected | Exited | Gone, Input::Listening) => None,
+            (Starting, Input::Listening) => self.violation("`listening` before `online`".to_owned(), effects),
+
+            (Online | Listening, Input::GaveUp) => {
+                self.state = Draining;
+                effects.push(Effect::LeaveListeners);
+                effects.push(Effect::Announce(Announce::Draining));
+                self.drain(if self.supervised { Some(self.limits.stop_signal) } else { None })
+            }
+            (Draining | Disconnected | Exited | Gone, Input::GaveUp) => None,
+            (Starting, Input::GaveUp) => self.violation("`draining` before `online`".to_owned(), effects),
+
+            (Online | Listening, Input::LeaveNotice) => {
+                self.exited_after_disconnect = Some(true);
+                self.state = Draining;
+                effects.push(Effect::LeaveListeners);
+                effects.push(Effect::Announce(Announce::Draining));
+                self.drain(if self.supervised { Some(self.limits.stop_signal) } else { None })
+            }
+            (Draining, Input::LeaveNotice) => {
+                self.exited_after_disconnect = Some(true);
+                None
+            }
+            (Disconnected | Exited | Gone, Input::LeaveNotice) => None,
+            (Starting, Input::LeaveNotice) => {
+                self.violation("`exitedAfterDisconnect` before `online`".to_owned(), effects)
+            }
+
+            (Starting | Online | Listening, Input::Leave { then }) => {
+                self.exited_after_disconnect = Some(true);
+                effects.push(Effect::LeaveListeners);
+                if self.has_channel() {
+                    effects.push(Effect::AskToLeave);
+                } else {
+                    // It cannot be told: the signal is the order to drain.
+                    effects.push(Effect::Signal(then.unwrap_or(self.limits.stop_signal)));
+                }
+                self.state = Draining;
+                effects.push(Effect::Announce(Announce::Draining));
+                self.drain(then)
+            }
+            // Leaving already: a kill on top of a disconnect adds the signal and its deadline.
+            (Draining, Input::Leave { then }) if self.then.is_none() && then.is_some() => {
+                if !self.has_channel() {
+                    effects.push(Effect::Signal(then.unwrap_or(self.limits.stop_signal)));
+                }
+                self.drain(then)
+            }
+            (Draining, Input::Leave { .. }) => None,
+            (Disconnected, Input::Leave { then }) => match then {
+                Some(signal) if self.stage != Stage::Term => {
+                    self.exited_after_disconnect = Some(true);
+                    effects.push(Effect::Signal(signal));
+                    self.deadline(Stage::Term)
+                }
+                Some(_) | None => None,
+            },
+            (Exited | Gone, Input::Leave { .. }) => None,
+
+            (Starting | Online | Listening | Draining | Disconnected, Input::Terminate) => {
+                self.cause.get_or_insert(Cause::Asked);
+                self.exited_after_disconnect = Some(true);
+                effects.push(Effect::LeaveListeners);
+                effects.push(Effect::Signal(self.limits.stop_signal));
+                self.then = Some(self.limits.stop_signal);
+                self.deadline(Stage::Term)
+            }
+            (Starting | Online | Listening | Draining | Disconnected, Input::Kill) => {
+                self.cause.get_or_insert(Cause::Asked);
+                self.exited_after_disconnect = Some(true);
+                effects.push(Effect::LeaveListeners);
+                effects.push(Effect::Signal(SIGKILL));
+                self.deadline(Stage::Idle)
+            }
+            (Exited | Gone, Input::Terminate | Input::Kill) => None,
+
+            (Starting | Online | Listening | Draining, Input::Violation(violation)) => {
+                self.violation(violation.to_string(), effects)
+            }
+            (Disconnected | Exited | Gone, Input::Violation(_)) => None,
+
+            (Starting | Online | Listening, Input::ChannelClosed) => {
+                let spoke = self.has_channel();
+                self.speaks = Speaks::Nothing;
+                if !spoke {
+                    // A plain program closed the fd that it did not know. It never had a channel.
+                    self.state = Online;
+                    return None;
+                }
+                self.exited_after_disconnect.get_or_insert(false);
+                self.state = Disconnected;
+                effects.push(Effect::LeaveListeners);
+                effects.push(Effect::CloseChannel);
+                effects.push(Effect::Announce(Announce::Disconnect));
+                self.deadline(Stage::Grace)
+            }
+            // The channel's end after an order to leave means: drained.
+            (Draining, Input::ChannelClosed) => {
+                let spoke = self.has_channel();
+                effects.push(Effect::CloseChannel);
+                if !spoke {
+                    return None;
+                }
+                self.state = Disconnected;
+                self.exited_after_disconnect.get_or_insert(false);
+                effects.push(Effect::Announce(Announce::Disconnect));
+                match self.then {
+                    Some(_) if self.stage == Stage::Term => None,
+                    Some(signal) => {
+                        effects.push(Effect::Signal(signal));
+                        self.deadline(Stage::Term)
+                    }
+                    None => self.deadline(Stage::Idle),
+                }
+            }
+            (Exited, Input::ChannelClosed) => {
+                self.state = Gone;
+                effects.push(Effect::CloseChannel);
+                effects.push(Effect::Announce(Announce::Disconnect));
+                effects.push(Effect::Forget);
+                None
+            }
+            (Disconnected | Gone, Input::ChannelClosed) => None,
+
+            (Starting | Online | Listening | Draining, Input::Ended(ended)) => {
+                let spoke = self.has_channel();
+                self.exited_after_disconnect.get_or_insert(false);
+                effects.push(Effect::LeaveListeners);
+                effects.push(Effect::Fence(ended));
+                effects.push(Effect::Announce(Announce::Exit(ended)));
+                if spoke && !self.supervised {
+                    self.state = Exited;
+                } else {
+                    effects.push(Effect::CloseChannel);
+                    if spoke {
+                        effects.push(Effect::Announce(Announce::Disconnect));
+                    }
+                    self.state = Gone;
+                    effects.push(Effect::Forget);
+                }
+                self.deadline(Stage::Idle)
+            }
+            (Disconnected, Input::Ended(ended)) => {
+                self.state = Gone;
+                effects.push(Effect::Fence(ended));
+                effects.push(Effect::Announce(Announce::Exit(ended)));
+                effects.push(Effect::Forget);
+                self.deadline(Stage::Idle)
+            }
+            (Exited | Gone, Input::Ended(_)) => None,
+
+            (Starting | Online | Listening | Draining | Disconnected, Input::Timeout) => {
+                self.timeout(effects)
+            }
+            (Exited | Gone, Input::Timeout) => None,
+        }
+    }
+
+    fn timeout(&mut self, effects: &mut Vec<Effect>) -> Option<Option<Duration>> {
+        match self.stage {
+            Stage::Idle => None,
+            Stage::Start => {
+                self.cause = Some(Cause::NeverOnline);
+                effects.push(Effect::Signal(SIGKILL));
+                self.deadline(Stage::Idle)
+            }
+            Stage::Drain if self.has_channel() => {
+                self.cause.get_or_insert(Cause::DrainTimeout);
+                effects.push(Effect::Signal(self.then.unwrap_or(self.limits.stop_signal)));
+                self.deadline(Stage::Term)
+            }
+            // Its signal was the order to drain, so all that is left is the last one.
+            Stage::Drain => {
+                self.cause.get_or_insert(Cause::DrainTimeout);
+                effects.push(Effect::Signal(SIGKILL));
+                self.deadline(Stage::Idle)
+            }
+            Stage::Grace => {
+                self.cause.get_or_insert(Cause::ClosedChannel);
+                effects.push(Effect::Signal(self.limits.stop_signal));
+                self.deadline(Stage::Term)
+            }
+            Stage::Term => {
+                self.cause.get_or_insert(Cause::IgnoredStopSignal);
+                effects.push(Effect::Signal(SIGKILL));
+                self.deadline(Stage::Idle)
+            }
+        }
+    }
+
+    fn violation(&mut self, how: String, effects: &mut Vec<Effect>) -> Option<Option<Duration>> {
+        self.state = State::Disconnected;
+        self.exited_after_disconnect.get_or_insert(false);
+        self.cause = Some(Cause::Protocol(how.clone()));
+        effects.push(Effect::LeaveListeners);
+        effects.push(Effect::CloseChannel);
+        effects.push(Effect::Announce(Announce::Violation(how)));
+        effects.push(Effect::Announce(Announce::Disconnect));
+        self.deadline(Stage::Grace)
+    }
+
+    /// Nothing ends a drain that nobody asked to end: without a signal to follow, it has no deadline.
+    fn drain(&mut self, then: Option<i32>) -> Option<Option<Duration>> {
+        self.then = then.or(self.then);
+        match (self.then, self.has_channel()) {
+            (Some(_), _) | (None, false) => self.deadline(Stage::Drain),
+            (None, true) => self.deadline(Stage::Idle),
+        }
+    }
+
+    fn deadline(&mut self, stage: Stage) -> Option<Option<Duration>> {
+        self.stage = stage;
+        Some(match stage {
+            Stage::Idle => None,
+            Stage::Start => self.limits.start_timeout,
+            Stage::Drain => Some(self.limits.drain_timeout),
+            Stage::Grace => Some(GRACE),
+            Stage::Term => Some(self.limits.term_timeout),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn life(speaks: Speaks, supervised: bool) -> Life {
+        Life::new(speaks, Limits::default(), supervised).0
+    }
+
+    fn drive(life: &mut Life, inputs: Vec<Input>) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        for input in inputs {
+            life.on(input, &mut effects);
+        }
+        effects
+    }
+
+    fn announced(effects: &[Effect]) -> Vec<&Announce> {
+        effects
+            .iter()
+            .filter_map(|effect| if let Effect::Announce(what) = effect { Some(what) } else { None })
+            .collect()
+    }
+
+    #[test]
+    fn exit_and_disconnect_come_in_either_order_and_each_once() {
+        for flip in [false, true] {
+            let mut life = life(Speaks::Node, false);
+            let mut ends = vec![Input::ChannelClosed, Input::Ended(Ended::Code(0))];
+            if flip {
+                ends.reverse();
+            }
+            let mut effects = drive(&mut life, vec![Input::Online, Input::Listening]);
+            effects.extend(drive(&mut life, ends));
+            effects.extend(drive(&mut life, vec![Input::ChannelClosed, Input::Ended(Ended::Code(0))]));
+            assert_eq!(life.state(), State::Gone);
+            assert_eq!(life.exited_after_disconnect(), Some(false));
+            let (first, second) = (&Announce::Disconnect, &Announce::Exit(Ended::Code(0)));
+            let expected = if flip { [second, first] } else { [first, second] };
+            assert_eq!(announced(&effects)[1..], expected);
+            assert_eq!(effects.iter().filter(|e| **e == Effect::Forget).count(), 1);
+            assert_eq!(effects.iter().filter(|e| matches!(e, Effect::Fence(_))).count(), 1);
+        }
+    }
+
+    #[test]
+    fn a_disconnect_is_voluntary_at_once_and_leaves_the_process_alone() {
+        let mut life = life(Speaks::Node, false);
+        drive(&mut life, vec![Input::Online]);
+        let effects = drive(&mut life, vec![Input::Leave { then: None }]);
+        assert_eq!(life.exited_after_disconnect(), Some(true));
+        assert!(effects.contains(&Effect::AskToLeave));
+        let effects = drive(&mut life, vec![Input::Leave { then: None }, Input::ChannelClosed]);
+        assert!(!effects.iter().any(|e| matches!(e, Effect::Signal(_) | Effect::AskToLeave)), "{effects:?}");
+        assert_eq!(life.on(Input::Timeout, &mut Vec::new()), None);
+    }
+
+    #[test]
+    fn a_kill_asks_first_then_signals_then_kills() {
+        let mut life = life(Speaks::Node, true);
+        drive(&mut life, vec![Input::Online]);
+        let mut effects = Vec::new();
+        let deadline = life.on(Input::Leave { then: Some(15) }, &mut effects);
+        assert_eq!(deadline, Some(Some(Limits::default().drain_timeout)));
+        effects.clear();
+        let deadline = life.on(Input::Timeout, &mut effects);
+        assert_eq!(effects, [Effect::Signal(15)]);
+        assert_eq!(deadline, Some(Some(Limits::default().term_timeout)));
+        effects.clear();
+        assert_eq!(life.on(Input::Timeout, &mut effects), Some(None));
+        assert_eq!(effects, [Effect::Signal(SIGKILL)]);
+        assert_eq!(life.cause(), Some(&Cause::DrainTimeout), "the first cause is the one that counts");
+    }
+
+    #[test]
+    fn drained_means_the_signal_follows_at_once() {
+        let mut life = life(Speaks::Node, true);
+        drive(&mut life, vec![Input::Online, Input::Leave { then: Some(15) }]);
+        let effects = drive(&mut life, vec![Input::ChannelClosed]);
+        assert_eq!(
+            effects,
+            [Effect::CloseChannel, Effect::Announce(Announce::Disconnect), Effect::Signal(15)]
+        );
+    }
+
+    #[test]
+    fn a_plain_program_is_asked_by_signal() {
+        for speaks in [Speaks::Nothing, Speaks::Perhaps] {
+            let mut life = life(speaks, true);
+            let effects = drive(&mut life, vec![Input::Leave { then: Some(15) }]);
+            assert!(effects.contains(&Effect::Signal(15)), "{effects:?}");
+            assert!(!effects.contains(&Effect::AskToLeave));
+            let effects = drive(&mut life, vec![Input::Timeout]);
+            assert_eq!(effects, [Effect::Signal(SIGKILL)]);
+            let effects = drive(&mut life, vec![Input::Ended(Ended::Signal(9, false))]);
+            assert_eq!(life.state(), State::Gone);
+            assert!(!announced(&effects).contains(&&Announce::Disconnect));
+        }
+    }
+
+    #[test]
+    fn a_violation_closes_the_channel_and_ends_the_worker() {
+        let mut life = life(Speaks::Node, false);
+        let effects = drive(&mut life, vec![Input::Listening]);
+        assert!(effects.contains(&Effect::CloseChannel));
+        assert_eq!(life.state(), State::Disconnected);
+        assert_eq!(drive(&mut life, vec![Input::Timeout]), [Effect::Signal(15)]);
+        assert_eq!(drive(&mut life, vec![Input::Timeout]), [Effect::Signal(SIGKILL)]);
+        assert!(matches!(life.cause(), Some(Cause::Protocol(_))));
+    }
+
+    #[test]
+    fn who_never_comes_online_is_killed() {
+        let (mut life, deadline) = Life::new(Speaks::Node, Limits::default(), true);
+        assert_eq!(deadline, Limits::default().start_timeout);
+        assert_eq!(drive(&mut life, vec![Input::Timeout]), [Effect::Signal(SIGKILL)]);
+        assert_eq!(life.cause(), Some(&Cause::NeverOnline));
+        assert_eq!(Life::new(Speaks::Perhaps, Limits::default(), true).1, None);
+    }
+
+    /// Every state meets every input: nothing panics, a dead worker gets no signal, and the end is the end.
+    #[test]
+    fn every_pair_of_state_and_input() {
+        let reach: Vec<(State, Vec<Input>)> = vec![
+            (State::Starting, vec![]),
+            (State::Online, vec![Input::Online]),
+            (State::Listening, vec![Input::Online, Input::Listening]),
+            (State::Draining, vec![Input::Online, Input::Leave { then: None }]),
+            (State::Disconnected, vec![Input::Online, Input::ChannelClosed]),
+            (State::Exited, vec![Input::Online, Input::Ended(Ended::Code(1))]),
+            (State::Gone, vec![Input::Online, Input::ChannelClosed, Input::Ended(Ended::Code(1))]),
+        ];
+        for (state, path) in reach {
+            let mut life = life(Speaks::Node, false);
+            drive(&mut life, path);
+            assert_eq!(life.state(), state);
+            let inputs: Vec<fn() -> Input> = vec![
+                || Input::Online,
+                || Input::Listening,
+                || Input::GaveUp,
+                || Input::LeaveNotice,
+                || Input::Leave { then: None },
+                || Input::Leave { then: Some(15) },
+                || Input::Terminate,
+                || Input::Kill,
+                || Input::ChannelClosed,
+                || Input::Ended(Ended::Code(0)),
+                || Input::Timeout,
+            ];
+            for input in inputs {
+                let mut life =
+                    Life { state, cause: None, ..Life::new(Speaks::Node, Limits::default(), false).0 };
+                let effects = drive(&mut life, vec![input()]);
+                assert!(life.state() >= state || state == State::Disconnected, "{state} went back");
+                if !state.is_alive() {
+                    assert!(!effects.iter().any(|e| matches!(e, Effect::Signal(_))), "{state}: {effects:?}");
+                }
+                if state == State::Gone {
+                    assert_eq!(effects, []);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,378 @@
+//! The listener table: keys, sockets by slot, members, and who waits for an answer.
+//!
+//! A listener is a set of sockets by slot, in every mechanism. Share and hand-off are the cases of one socket
+//! in every slot: lent to the workers, or kept by the primary, which then accepts for them.
+
+use crate::dispatch::Dispatch;
+use crate::policy::PolicyImpl;
+use crate::wire::{Family, ListenRequest, NewConnectionLine, Seq};
+use crate::{BindSpec, BoundAddress, ListenerId, Mechanism, Policy, Slot, SocketId, WorkerId};
+use serde_json::value::RawValue;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+/// Linux error numbers that core itself answers with.
+pub(crate) mod errno {
+    pub(crate) const ENOENT: i32 = 2;
+    pub(crate) const EACCES: i32 = 13;
+    pub(crate) const EINVAL: i32 = 22;
+    pub(crate) const EMFILE: i32 = 24;
+    pub(crate) const EOPNOTSUPP: i32 = 95;
+    pub(crate) const EADDRINUSE: i32 = 98;
+    pub(crate) const ECANCELED: i32 = 125;
+}
+
+/// A worker that asked to listen and has no answer yet.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pub(crate) worker: WorkerId,
+    pub(crate) seq: Seq,
+}
+
+/// How far a listener is.
+#[derive(Debug)]
+pub(crate) enum Progress {
+    /// The driver is binding; these wait for the answer.
+    Binding(Vec<Waiting>),
+    /// It has an address.
+    Bound(BoundAddress),
+}
+
+/// What a slot of a listener has had.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct SlotCount {
+    pub(crate) assigned: u64,
+    pub(crate) taken: u64,
+}
+
+/// One listener.
+#[derive(Debug)]
+pub(crate) struct Listener<C> {
+    pub(crate) key: String,
+    /// Named in the configuration: it stays, always.
+    pub(crate) name: Option<String>,
+    pub(crate) spec: BindSpec,
+    pub(crate) mechanism: Mechanism,
+    pub(crate) policy: Policy,
+    pub(crate) why: &'static str,
+    pub(crate) progress: Progress,
+    /// The socket of each slot.
+    pub(crate) sockets: BTreeMap<Slot, SocketId>,
+    /// The one that every slot gets, in share and hand-off.
+    pub(crate) socket: SocketId,
+    pub(crate) backlog: u32,
+    /// The first one that a member brought along (DATA-01).
+    pub(crate) data: Option<Box<RawValue>>,
+    pub(crate) dispatch: Dispatch<C>,
+    pub(crate) counts: BTreeMap<Slot, SlotCount>,
+    /// What the driver was last told.
+    pub(crate) accepting: bool,
+    /// The pending queue was full and is not half empty yet.
+    pub(crate) paused: bool,
+    /// Out of file descriptors: how long it rests.
+    pub(crate) starved: Option<Duration>,
+    /// It rests now.
+    pub(crate) resting: bool,
+    /// The line that offers one of its connections.
+    pub(crate) line: NewConnectionLine,
+}
+
+impl<C> Listener<C> {
+    pub(crate) fn is_bound(&self) -> bool {
+        matches!(self.progress, Progress::Bound(_))
+    }
+
+    pub(crate) fn address(&self) -> Option<&BoundAddress> {
+        match &self.progress {
+            Progress::Bound(address) => Some(address),
+            Progress::Binding(_) => None,
+        }
+    }
+
+    /// Whether this worker is a member or waits to become one.
+    pub(crate) fn involves(&self, worker: WorkerId) -> bool {
+        self.dispatch.holds(worker)
+            || matches!(&self.progress, Progress::Binding(waiting) if waiting.iter().any(|w| w.worker == worker))
+    }
+
+    /// The socket that the worker in this slot is lent.
+    pub(crate) fn lend(&mut self, slot: Slot) -> SocketId {
+        *self.sockets.entry(slot).or_insert(self.socket)
+    }
+}
+
+/// All listeners.
+#[derive(Debug)]
+pub(crate) struct ListenTable<C> {
+    listeners: BTreeMap<ListenerId, Listener<C>>,
+    next: u32,
+}
+
+impl<C> Default for ListenTable<C> {
+    fn default() -> ListenTable<C> {
+        ListenTable { listeners: BTreeMap::new(), next: 0 }
+    }
+}
+
+/// What a new listener is made of.
+pub(crate) struct NewListener {
+    pub(crate) key: String,
+    pub(crate) name: Option<String>,
+    pub(crate) spec: BindSpec,
+    pub(crate) mechanism: Mechanism,
+    pub(crate) policy: Policy,
+    pub(crate) why: &'static str,
+    pub(crate) backlog: u32,
+    pub(crate) pending_max: usize,
+    pub(crate) instance: Box<dyn PolicyImpl>,
+}
+
+impl<C> ListenTable<C> {
+    pub(crate) fn insert(&mut self, new: NewListener) -> (ListenerId, SocketId) {
+        let id = ListenerId(self.next);
+        let socket = SocketId(self.next);
+        self.next += 1;
+        self.listeners.insert(
+            id,
+            Listener {
+                line: NewConnectionLine::new(&new.key),
+                key: new.key,
+                name: new.name,
+                spec: new.spec,
+                mechanism: new.mechanism,
+                policy: new.policy,
+                why: new.why,
+                progress: Progress::Binding(Vec::new()),
+                sockets: BTreeMap::new(),
+                socket,
+                backlog: new.backlog,
+                data: None,
+                dispatch: Dispatch::new(new.instance, new.pending_max),
+                counts: BTreeMap::new(),
+                accepting: false,
+                paused: false,
+                starved: None,
+                resting: false,
+            },
+        );
+        (id, socket)
+    }
+
+    pub(crate) fn get(&self, id: ListenerId) -> Option<&Listener<C>> {
+        self.listeners.get(&id)
+    }
+
+    pub(crate) fn get_mut(&mut self, id: ListenerId) -> Option<&mut Listener<C>> {
+        self.listeners.get_mut(&id)
+    }
+
+    pub(crate) fn remove(&mut self, id: ListenerId) -> Option<Listener<C>> {
+        self.listeners.remove(&id)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (ListenerId, &Listener<C>)> {
+        self.listeners.iter().map(|(id, listener)| (*id, listener))
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (ListenerId, &mut Listener<C>)> {
+        self.listeners.iter_mut().map(|(id, listener)| (*id, listener))
+    }
+
+    pub(crate) fn ids(&self) -> Vec<ListenerId> {
+        self.listeners.keys().copied().collect()
+    }
+
+    pub(crate) fn by_key(&self, key: &str) -> Option<ListenerId> {
+        self.iter().find(|(_, listener)| listener.key == key).map(|(id, _)| id)
+    }
+
+    pub(crate) fn by_name(&self, name: &str) -> Option<ListenerId> {
+        self.iter().find(|(_, listener)| listener.name.as_deref() == Some(name)).map(|(id, _)| id)
+    }
+
+    pub(crate) fn by_socket(&self, socket: SocketId) -> Option<ListenerId> {
+        self.iter().find(|(_, listener)| listener.socket == socket).map(|(id, _)| id)
+    }
+
+    /// The configured listener for an endpoint, however it is spelled.
+    pub(crate) fn configured(&self, spec: &BindSpec) -> Option<ListenerId> {
+        self.iter()
+            .find(|(_, listener)| listener.name.is_some() && same_endpoint(&listener.spec, spec))
+            .map(|(id, _)| id)
+    }
+
+    /// The listener of ours that keeps a new one from being bound.
+    pub(crate) fn holder(&self, spec: &BindSpec, except: ListenerId) -> Option<&str> {
+        self.iter()
+            .find(|(id, listener)| *id != except && listener.is_bound() && clash(&listener.spec, spec))
+            .map(|(_, listener)| listener.key.as_str())
+    }
+
+    /// How many listeners a worker holds or waits for.
+    pub(crate) fn held_by(&self, worker: WorkerId) -> usize {
+        self.iter().filter(|(_, listener)| listener.involves(worker)).count()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.listeners.is_empty()
+    }
+}
+
+/// The endpoint of a TCP or UDP spec: family-blind for wildcards.
+fn endpoint(spec: &BindSpec) -> Option<(bool, Option<IpAddr>, u16)> {
+    let (stream, address, port) = match spec {
+        BindSpec::Tcp { address, port, .. } => (true, *address, *port),
+        BindSpec::Udp { address, port, .. } => (false, Some(*address), *port),
+        BindSpec::Unix { .. } | BindSpec::Inherited { .. } => return None,
+    };
+    Some((stream, address.filter(|ip| !ip.is_unspecified()), port))
+}
+
+fn same_endpoint(a: &BindSpec, b: &BindSpec) -> bool {
+    match (a, b) {
+        (BindSpec::Unix { path: a, .. }, BindSpec::Unix { path: b, .. }) => a == b,
+        (BindSpec::Inherited { number: a }, BindSpec::Inherited { number: b }) => a == b,
+        _ => match (endpoint(a), endpoint(b)) {
+            (Some(a), Some(b)) => a == b && a.2 != 0,
+            _ => false,
+        },
+    }
+}
+
+fn clash(a: &BindSpec, b: &BindSpec) -> bool {
+    match (endpoint(a), endpoint(b)) {
+        (Some((stream_a, ip_a, port_a)), Some((stream_b, ip_b, port_b))) => {
+            stream_a == stream_b && port_a == port_b && (ip_a == ip_b || ip_a.is_none() || ip_b.is_none())
+        }
+        _ => same_endpoint(a, b),
+    }
+}
+
+/// What a request asks to bind; an error number if it makes no sense.
+pub(crate) fn spec_of(request: &ListenRequest, inherited: u32) -> Result<BindSpec, i32> {
+    if let Some(fd) = request.fd
+        && fd >= 0
+    {
+        // FD-01 as ruled: the n-th configured socket, never a raw number of the primary's.
+        let number = u32::try_from(fd).map_err(|_| errno::EINVAL)?;
+        return if (3..3 + inherited).contains(&number) {
+            Ok(BindSpec::Inherited { number })
+        } else {
+            Err(errno::EINVAL)
+        };
+    }
+    let v6only = request.flags & 1 != 0;
+    let address = |text: &Option<String>| match text.as_deref() {
+        None | Some("") => Ok(None),
+        // A zone index names an interface that only the worker's resolver knew about.
+        Some(text) => text.parse::<IpAddr>().map(Some).map_err(|_| errno::EINVAL),
+    };
+    let port = || u16::try_from(request.port.unwrap_or(0)).map_err(|_| errno::EINVAL);
+    match request.family {
+        Some(Family::Unix) => {
+            let path = request.address.clone().filter(|path| !path.is_empty()).ok_or(errno::EINVAL)?;
+            if path.contains('\0') {
+                return Err(errno::EINVAL);
+            }
+            Ok(BindSpec::Unix {
+                path,
+                mode: request.mode,
+                readable_all: request.readable_all,
+                writable_all: request.writable_all,
+            })
+        }
+        Some(Family::Tcp4 | Family::Tcp6) | None => {
+            Ok(BindSpec::Tcp { address: address(&request.address)?, port: port()?, v6only })
+        }
+        Some(family @ (Family::Udp4 | Family::Udp6)) => {
+            let any = if family == Family::Udp4 {
+                IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+            } else {
+                IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+            };
+            Ok(BindSpec::Udp {
+                address: address(&request.address)?.unwrap_or(any),
+                port: port()?,
+                v6only,
+                reuse_addr: request.flags & 4 != 0,
+            })
+        }
+    }
+}
+
+/// The key of a configured listener, as if a worker had asked for it (KEY-01, the form of Node v20).
+pub(crate) fn key_of(spec: &BindSpec) -> String {
+    match spec {
+        BindSpec::Tcp { address: None, port, .. } => format!("null:{port}:4:undefined:0"),
+        BindSpec::Tcp { address: Some(ip), port, .. } => {
+            format!("{ip}:{port}:{}:undefined:0", if ip.is_ipv4() { 4 } else { 6 })
+        }
+        BindSpec::Udp { address, port, .. } => {
+            format!("{address}:{port}:udp{}:-1:0", if address.is_ipv4() { 4 } else { 6 })
+        }
+        BindSpec::Unix { path, .. } => format!("{path}:-1:-1:undefined:0"),
+        BindSpec::Inherited { number } => format!("null:null:null:{number}:0"),
+    }
+}
+
+/// The mechanism for a listener: the best that can deliver the policy, and why.
+///
+/// # Errors
+///
+/// EOPNOTSUPP when what was asked for cannot be had.
+pub(crate) fn choose(
+    wanted: Mechanism,
+    policy: Policy,
+    spec: &BindSpec,
+    needs_socket: bool,
+) -> Result<(Mechanism, Policy, &'static str), i32> {
+    if !spec.is_stream() {
+        return Ok((Mechanism::Share, Policy::None, "UDP is always shared"));
+    }
+    match wanted {
+        Mechanism::Share => Ok((Mechanism::Share, Policy::None, "forced")),
+        Mechanism::Handoff if needs_socket => Err(errno::EOPNOTSUPP),
+        Mechanism::Handoff => Ok((Mechanism::Handoff, policy, "forced")),
+        Mechanism::Auto if needs_socket => {
+            Ok((Mechanism::Share, Policy::None, "the worker needs the listening socket itself"))
+        }
+        Mechanism::Auto if policy == Policy::None => {
+            Ok((Mechanism::Share, Policy::None, "the policy leaves it to the operating system"))
+        }
+        Mechanism::Auto => Ok((Mechanism::Handoff, policy, "the policy needs the primary to choose")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tcp(address: Option<&str>, port: u16) -> BindSpec {
+        BindSpec::Tcp { address: address.map(|a| a.parse().unwrap()), port, v6only: false }
+    }
+
+    #[test]
+    fn a_configured_endpoint_is_found_however_it_is_spelled() {
+        assert!(same_endpoint(&tcp(None, 80), &tcp(Some("0.0.0.0"), 80)));
+        assert!(same_endpoint(&tcp(Some("::"), 80), &tcp(Some("0.0.0.0"), 80)));
+        assert!(!same_endpoint(&tcp(Some("127.0.0.1"), 80), &tcp(Some("0.0.0.0"), 80)));
+        assert!(!same_endpoint(&tcp(None, 0), &tcp(None, 0)), "port 0 is never the same");
+        assert!(clash(&tcp(Some("127.0.0.1"), 80), &tcp(Some("0.0.0.0"), 80)));
+    }
+
+    #[test]
+    fn the_mechanism_follows_policy_and_need() {
+        use Mechanism::{Auto, Handoff, Share};
+        let t = tcp(None, 80);
+        let udp =
+            BindSpec::Udp { address: "0.0.0.0".parse().unwrap(), port: 1, v6only: false, reuse_addr: false };
+        let pick =
+            |m, p, s: &BindSpec, n| choose(m, p, s, n).map(|(mechanism, policy, _)| (mechanism, policy));
+        assert_eq!(pick(Auto, Policy::RoundRobin, &t, false), Ok((Handoff, Policy::RoundRobin)));
+        assert_eq!(pick(Auto, Policy::None, &t, false), Ok((Share, Policy::None)));
+        assert_eq!(pick(Auto, Policy::Sticky, &t, true), Ok((Share, Policy::None)));
+        assert_eq!(pick(Handoff, Policy::Sticky, &t, true), Err(errno::EOPNOTSUPP));
+        assert_eq!(pick(Handoff, Policy::RoundRobin, &udp, false), Ok((Share, Policy::None)));
+    }
+}
