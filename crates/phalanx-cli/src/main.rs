@@ -1,2 +1,32 @@
-//! The program.
-fn main() {}
+//! The phalanx program: a cluster for any service.
+
+mod args;
+mod control;
+mod demo;
+mod exit;
+mod log;
+mod run;
+mod show;
+mod target;
+
+use clap::Parser;
+
+fn main() -> std::process::ExitCode {
+    phalanx_os::signal::normalize();
+    let cli = args::Cli::parse();
+    let result = match cli.command {
+        args::Verb::Run(run) => run::run(run),
+        args::Verb::Demo(demo) => demo::demo(demo),
+        args::Verb::DemoWorker => demo::worker(),
+        args::Verb::Status(status) => show::status(&status),
+        args::Verb::Events(events) => show::events(&events),
+        args::Verb::Stop(stop) => show::stop(&stop),
+    };
+    match result {
+        Ok(code) => code.into(),
+        Err(failure) => {
+            eprintln!("phalanx: {failure}");
+            failure.code.into()
+        }
+    }
+}

@@ -244,6 +244,8 @@ pub(crate) struct Life {
     exited_after_disconnect: Option<bool>,
     then: Option<i32>,
     cause: Option<Cause>,
+    /// It has said `online`.
+    spoke: bool,
 }
 
 impl Life {
@@ -263,6 +265,7 @@ impl Life {
             exited_after_disconnect: None,
             then: None,
             cause: None,
+            spoke: false,
         };
         (life, deadline)
     }
@@ -283,7 +286,7 @@ impl Life {
     fn has_channel(&self) -> bool {
         match self.speaks {
             Speaks::Node | Speaks::Phalanx => true,
-            Speaks::Perhaps => self.state != State::Starting,
+            Speaks::Perhaps => self.spoke,
             Speaks::Nothing => false,
         }
     }
@@ -294,12 +297,14 @@ impl Life {
         use State::{Disconnected, Draining, Exited, Gone, Listening, Online, Starting};
         match (self.state, input) {
             (Starting, Input::Online) => {
+                self.spoke = true;
                 self.state = Online;
                 effects.push(Effect::Announce(Announce::Online));
                 self.deadline(Stage::Idle)
             }
             // Asked to leave before it was up: it still comes online, and then leaves (DISC-15).
             (Draining, Input::Online) => {
+                self.spoke = true;
                 effects.push(Effect::Announce(Announce::Online));
                 None
             }

@@ -134,6 +134,11 @@ impl<C> Primary<C> {
         }
     }
 
+    /// The connection of an [`Action::Examine`].
+    pub fn examining(&self, connection: ConnId) -> Option<&C> {
+        self.examining.iter().find(|(held, _)| held.id == connection).map(|(held, _)| &held.carry)
+    }
+
     /// Every worker that is not gone.
     pub fn workers(&self) -> impl Iterator<Item = WorkerView> + '_ {
         self.seats.keys().filter_map(|&id| self.worker(id))

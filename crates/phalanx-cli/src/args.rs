@@ -1,0 +1,125 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Run a network service as several processes behind the same listening sockets.
+#[derive(Debug, Parser)]
+#[command(name = "phalanx", version, after_help = crate::exit::HELP)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Show what phalanx does, with four workers of a tiny built-in service
+    Demo(Demo),
+    /// Run a program with several workers
+    Run(Run),
+    /// Show workers, listeners and the ledger of a running instance
+    Status(Status),
+    /// Print what happens in a running instance, one JSON line an event
+    Events(Events),
+    /// Stop a running instance: drain, then signal, then kill
+    Stop(Stop),
+    #[command(hide = true, name = "demo-worker")]
+    DemoWorker,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// How many workers
+    #[arg(short, long, default_value_t = 4)]
+    pub(crate) workers: u32,
+    /// First port to try on 127.0.0.1; the next free one is used if it is taken
+    #[arg(short, long, default_value_t = 8080)]
+    pub(crate) port: u16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Channel {
+    /// Node's for a Node program; else ours is offered, and sockets by LISTEN_FDS
+    Auto,
+    /// Node's IPC, by Node's variables
+    Node,
+    /// The same wire, by PHALANX_CHANNEL: for programs that use the phalanx crate
+    Phalanx,
+    /// None: a plain program, which gets its sockets by LISTEN_FDS
+    None,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  phalanx run -w 4 -- node server.js
+  phalanx run -l 8000 -- uvicorn app:app --fd 3
+  phalanx run -p sticky server.js")]
+pub(crate) struct Run {
+    /// Workers: a number, or `auto` for one a processor (cgroup limits and affinity respected)
+    #[arg(short, long, default_value = "auto", value_name = "N|auto")]
+    pub(crate) workers: String,
+    /// Listen here, always: a port, HOST:PORT, [IPv6]:PORT or the path of a Unix socket. May be repeated
+    #[arg(short, long, value_name = "[NAME=]ADDR")]
+    pub(crate) listen: Vec<String>,
+    /// Name of this instance [default: the program's name]
+    #[arg(short, long)]
+    pub(crate) name: Option<String>,
+    /// Who gets the next connection: round-robin, sticky, or none (the operating system decides)
+    #[arg(short, long)]
+    pub(crate) policy: Option<phalanx::Policy>,
+    /// How it gets there: auto, handoff or share
+    #[arg(long, default_value = "auto", value_name = "M")]
+    pub(crate) mechanism: phalanx::Mechanism,
+    /// What workers are given to speak on
+    #[arg(long, default_value = "auto", value_enum)]
+    pub(crate) channel: Channel,
+    /// Connections a worker may hold unacknowledged [default: 4 for Node, else 16]; 1 for work that keeps a
+    /// processor busy
+    #[arg(long, value_name = "N")]
+    pub(crate) window: Option<u32>,
+    /// A variable for the workers. May be repeated
+    #[arg(short, long, value_name = "K=V")]
+    pub(crate) env: Vec<String>,
+    /// Directory that workers start in
+    #[arg(short = 'C', long = "cwd", value_name = "DIR")]
+    pub(crate) cwd: Option<PathBuf>,
+    /// The program and its arguments; a .js, .mjs or .cjs file is run with node
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Instance {
+    /// Which instance [default: the only one]
+    #[arg(short, long)]
+    pub(crate) name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Status {
+    #[command(flatten)]
+    pub(crate) instance: Instance,
+    /// For scripts
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Events {
+    #[command(flatten)]
+    pub(crate) instance: Instance,
+    /// Go on until the instance ends (always done; for habit's sake)
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Stop {
+    #[command(flatten)]
+    pub(crate) instance: Instance,
+    /// Signal at once instead of draining first
+    #[arg(long)]
+    pub(crate) now: bool,
+}

@@ -1,0 +1,176 @@
+//! `phalanx run`.
+
+use crate::args;
+use crate::control::Door;
+use crate::exit::{Code, Failure};
+use crate::target::target;
+use phalanx::{Cluster, Event, Hurry, Line, Output, Policy, Primary};
+use std::io::Write;
+use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
+
+pub(crate) fn run(args: args::Run) -> Result<Code, Failure> {
+    crate::log::init();
+    let target = target(&args.command, args.channel)?;
+    let workers = match args.workers.as_str() {
+        "auto" => u32::try_from(phalanx_os::host::parallelism()).unwrap_or(1),
+        number => number.parse().map_err(|_| {
+            Failure::new(Code::Usage, format!("`{number}` is no number of workers: give a number, or auto"))
+        })?,
+    };
+    let policy = match args.policy {
+        Some(policy) => policy,
+        // Node's own variable is honoured; anything but its two words means nothing (POL-03).
+        None => match std::env::var("NODE_CLUSTER_SCHED_POLICY").as_deref() {
+            Ok("none") => Policy::None,
+            _ => Policy::RoundRobin,
+        },
+    };
+    let mut builder = Cluster::builder()
+        .exec(&target.program)
+        .args(&target.args)
+        .workers(workers)
+        .policy(policy)
+        .mechanism(args.mechanism)
+        .channel(target.speaks)
+        .output(Output::Lines(Arc::new(print)));
+    if let Some(window) = args.window {
+        builder = builder.window(window);
+    }
+    if let Some(cwd) = args.cwd {
+        builder = builder.cwd(cwd);
+    }
+    for pair in &args.env {
+        let (name, value) = pair.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or_else(|| {
+            Failure::new(Code::Usage, format!("`{pair}` is no variable: write NAME=VALUE"))
+        })?;
+        builder = builder.env(name, value);
+    }
+    for (n, listen) in args.listen.iter().enumerate() {
+        let (name, address) = match listen.split_once('=') {
+            Some((name, address)) => (name.to_owned(), address),
+            None => (if n == 0 { "default".to_owned() } else { format!("default-{}", n + 1) }, listen.as_str()),
+        };
+        builder = builder.listen(&name, address);
+    }
+    let door = Door::open(args.name.as_deref(), &target.name)?;
+    let _ = phalanx_os::host::become_subreaper();
+    let primary = builder.start()?;
+    let name = door.as_ref().map_or_else(|| target.name.clone(), |door| door.name.clone());
+    tracing::info!(name, workers, policy = %policy, pid = std::process::id(), "started");
+    for n in 0..args.listen.len() {
+        let listener = match args.listen[n].split_once('=') {
+            Some((listener, _)) => listener.to_owned(),
+            None if n == 0 => "default".to_owned(),
+            None => format!("default-{}", n + 1),
+        };
+        if let Some(address) = primary.address(&listener) {
+            tracing::info!(listener, address, "listening");
+        }
+    }
+    supervise(&primary, door, &name, tell)
+}
+
+/// Waits for signals and for the end, with the control plane beside.
+pub(crate) fn supervise(
+    primary: &Primary,
+    door: Option<Door>,
+    name: &str,
+    mut hear: impl FnMut(&Primary, &Event),
+) -> Result<Code, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Code::Failed, format!("cannot start a runtime: {error}")))?;
+    let system = |error: std::io::Error| Failure::new(Code::Failed, format!("cannot hear signals: {error}"));
+    runtime.block_on(async {
+        let mut events = primary.events();
+        let mut term = signal(SignalKind::terminate()).map_err(system)?;
+        let mut int = signal(SignalKind::interrupt()).map_err(system)?;
+        let mut quit = signal(SignalKind::quit()).map_err(system)?;
+        let mut hangup = signal(SignalKind::hangup()).map_err(system)?;
+        let control = door.map(|door| tokio::spawn(door.serve(primary.clone(), name.to_owned())));
+        let mut stops = 0;
+        let mut by_signal = None;
+        let mut failed = false;
+        let mut stop = |number: u8| {
+            stops += 1;
+            by_signal.get_or_insert(number);
+            let (hurry, what) = match stops {
+                1 => (Hurry::Graceful, "stopping: a second signal ends the drain, a third kills"),
+                2 => (Hurry::Terminate, "ending the drain"),
+                _ => (Hurry::Kill, "killing"),
+            };
+            tracing::info!("{what}");
+            drop(primary.stop(hurry));
+        };
+        loop {
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(Event::Finished) | None => break,
+                    Some(event) => {
+                        if let Event::Exit { ended, .. } = &event {
+                            failed |= !ended.is_success();
+                        }
+                        hear(primary, &event);
+                    }
+                },
+                _ = term.recv() => stop(15),
+                _ = int.recv() => stop(2),
+                _ = quit.recv() => stop(3),
+                _ = hangup.recv() => tracing::info!("a hangup changes nothing yet"),
+            }
+        }
+        if let Some(control) = control {
+            control.abort();
+            let _ = control.await;
+        }
+        tracing::info!("all workers have ended");
+        Ok(match by_signal {
+            Some(2) => Code::Signal(2),
+            Some(15 | 3) => Code::Ok,
+            Some(number) => Code::Signal(number),
+            None if failed => Code::Failed,
+            None => Code::Ok,
+        })
+    })
+}
+
+/// One line of a worker, tagged. Its stream stays its stream.
+fn print(line: &Line<'_>) {
+    let text = format!("{}|{} {}\n", line.slot, line.worker, line.text);
+    if line.is_stderr {
+        let _ = std::io::stderr().lock().write_all(text.as_bytes());
+    } else {
+        let _ = std::io::stdout().lock().write_all(text.as_bytes());
+    }
+}
+
+/// What an operator should know of an event.
+fn tell(primary: &Primary, event: &Event) {
+    match event {
+        Event::Fork { worker, slot, pid } => tracing::info!(%worker, %slot, pid, "worker started"),
+        Event::ForkFailed { slot, error } => tracing::warn!(%slot, error, "worker could not be started"),
+        Event::Listening { worker, info } => {
+            tracing::info!(%worker, address = info.address, port = info.port, "worker listens");
+        }
+        Event::BindFailed { key, error, held_by } => {
+            tracing::warn!(key, error, held_by, "cannot listen");
+        }
+        Event::Draining { worker } => tracing::info!(%worker, "worker drains"),
+        Event::Exit { worker, slot, ended, cause, exited_after_disconnect, .. } => {
+            let cause = cause.as_ref().map(ToString::to_string);
+            if *exited_after_disconnect || ended.is_success() {
+                tracing::info!(%worker, %slot, ?ended, cause, "worker ended");
+            } else {
+                let last = primary.last_lines(*slot).pop();
+                tracing::warn!(%worker, %slot, ?ended, cause, last, "worker died");
+            }
+        }
+        Event::Violation { worker, how } => tracing::warn!(%worker, how, "worker broke the protocol"),
+        Event::Degraded { slot } => tracing::warn!(%slot, "workers of this slot die before they come up"),
+        Event::OutOfFiles { key } => tracing::warn!(key, "out of file descriptors: a listener rests"),
+        Event::AcceptingAgain { key } => tracing::info!(key, "the listener accepts again"),
+        _ => {}
+    }
+}

@@ -1,0 +1,152 @@
+//! The commands that talk to a running instance.
+
+use crate::args;
+use crate::control::ask;
+use crate::exit::{Code, Failure};
+use hyper::Method;
+use serde_json::Value;
+use std::io::Write;
+
+pub(crate) fn status(args: &args::Status) -> Result<Code, Failure> {
+    let mut text = Vec::new();
+    ask(args.instance.name.as_deref(), Method::GET, "/v1/status", |piece| text.extend_from_slice(piece))?;
+    if args.json {
+        print(&text);
+        return Ok(Code::Ok);
+    }
+    let status: Value = serde_json::from_slice(&text)
+        .map_err(|error| Failure::new(Code::Failed, format!("the answer makes no sense: {error}")))?;
+    print(table(&status).as_bytes());
+    Ok(Code::Ok)
+}
+
+pub(crate) fn events(args: &args::Events) -> Result<Code, Failure> {
+    let _always = args.follow;
+    ask(args.instance.name.as_deref(), Method::GET, "/v1/events", print)?;
+    Ok(Code::Ok)
+}
+
+pub(crate) fn stop(args: &args::Stop) -> Result<Code, Failure> {
+    // The end of the event stream is the end of the instance: subscribe first, or it may be missed.
+    let name = args.instance.name.clone();
+    let path = if args.now { "/v1/stop?now" } else { "/v1/stop" };
+    ask(name.as_deref(), Method::POST, path, |_| {})?;
+    let _ = ask(name.as_deref(), Method::GET, "/v1/events", |_| {});
+    Ok(Code::Ok)
+}
+
+fn print(bytes: &[u8]) {
+    let mut out = std::io::stdout().lock();
+    if out.write_all(bytes).and_then(|()| out.flush()).is_err() {
+        // Nobody reads any more, as after `| head`.
+        #[expect(clippy::exit, reason = "a closed pipe ends a command, as it ends others")]
+        std::process::exit(0);
+    }
+}
+
+/// The tables for people.
+fn table(status: &Value) -> String {
+    let text = |value: &Value| match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    let mut rows = vec![["SLOT", "ID", "PID", "STATE", "GEN", "UPTIME", "RESTARTS", "TAKEN", "RSS", "LAST END"].map(str::to_owned).to_vec()];
+    for worker in status["workers"].as_array().into_iter().flatten() {
+        rows.push(vec![
+            text(&worker["slot"]),
+            text(&worker["id"]),
+            text(&worker["pid"]),
+            text(&worker["state"]),
+            text(&worker["generation"]),
+            uptime(worker["uptime_ms"].as_u64().unwrap_or(0)),
+            text(&worker["restarts"]),
+            text(&worker["taken"]),
+            worker["rss_kib"].as_u64().map_or("-".to_owned(), |kib| format!("{:.1}M", kib as f64 / 1024.0)),
+            end(&worker["last_end"]),
+        ]);
+    }
+    let mut out = format!("{} (pid {})\n\n", text(&status["name"]), text(&status["pid"]));
+    align(&rows, &mut out);
+    for listener in status["listeners"].as_array().into_iter().flatten() {
+        out.push_str(&format!(
+            "\n{}  {} by {} ({})  pending {}  queued {}\n",
+            text(&listener["address"]),
+            text(&listener["policy"]),
+            text(&listener["mechanism"]),
+            text(&listener["why"]),
+            text(&listener["pending"]),
+            text(&listener["queued"]),
+        ));
+        let mut rows = vec![["  SLOT", "WORKER", "ASSIGNED", "QUEUED", "TAKEN"].map(str::to_owned).to_vec()];
+        for slot in listener["slots"].as_array().into_iter().flatten() {
+            rows.push(vec![
+                format!("  {}", text(&slot["slot"])),
+                text(&slot["worker"]),
+                text(&slot["assigned"]),
+                text(&slot["queued"]),
+                text(&slot["taken"]),
+            ]);
+        }
+        align(&rows, &mut out);
+    }
+    let ledger = &status["ledger"];
+    out.push_str(&format!(
+        "\nledger: accepted {} = pending {} + in flight {} + taken {} + closed {};  refused {}, returned {}\n",
+        text(&ledger["accepted"]),
+        text(&ledger["pending"]),
+        text(&ledger["in_flight"]),
+        text(&ledger["taken"]),
+        ledger["closed"].as_object().map_or(0, |all| all.values().filter_map(Value::as_u64).sum::<u64>()),
+        text(&ledger["refused"]),
+        text(&ledger["returned"]),
+    ));
+    out
+}
+
+fn uptime(ms: u64) -> String {
+    match ms / 1000 {
+        seconds @ 0..60 => format!("{seconds}s"),
+        seconds @ 60..3600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
+        seconds => format!("{}h{:02}m", seconds / 3600, seconds % 3600 / 60),
+    }
+}
+
+fn end(last: &Value) -> String {
+    let ended = &last["ended"];
+    if let Some(code) = ended["code"].as_i64() {
+        return format!("exit {code}");
+    }
+    match ended["signal"][0].as_i64().and_then(|n| i32::try_from(n).ok()).and_then(phalanx_os::Signal::from_raw) {
+        Some(signal) => signal.to_string(),
+        None => "-".to_owned(),
+    }
+}
+
+fn align(rows: &[Vec<String>], out: &mut String) {
+    let columns = rows.first().map_or(0, Vec::len);
+    let widths: Vec<usize> =
+        (0..columns).map(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0)).collect();
+    for row in rows {
+        let line: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        out.push_str(line.join("  ").trim_end());
+        out.push('\n');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_lines_up_and_says_how_the_last_one_ended() {
+        let status = serde_json::json!({
+            "name": "web", "pid": 1,
+            "workers": [{"slot": 0, "id": 2, "pid": 7, "state": "listening", "generation": 1, "uptime_ms": 61000,
+                "restarts": 1, "taken": 3, "rss_kib": 2048, "last_end": {"ended": {"signal": [9, false]}}}],
+            "listeners": [], "ledger": {},
+        });
+        let table = table(&status);
+        assert!(table.contains("SIGKILL") && table.contains("1m01s") && table.contains("2.0M"), "{table}");
+    }
+}

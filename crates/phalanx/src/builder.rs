@@ -1,0 +1,299 @@
+//! How a cluster is described.
+
+use crate::error::{Error, Result};
+use crate::primary::{Primary, driver};
+use phalanx_core::{BindSpec, Config, Limits, Mechanism, Policy, Restart, Speaks};
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A cluster that does not exist yet.
+#[derive(Debug)]
+pub struct Cluster;
+
+impl Cluster {
+    /// Describes a cluster.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+}
+
+/// Where a worker's output goes.
+#[derive(Clone, Default)]
+#[non_exhaustive]
+pub enum Output {
+    /// Where ours goes.
+    #[default]
+    Inherit,
+    /// Nowhere.
+    Null,
+    /// Line by line to this function, on the cluster's own thread: it must not block.
+    Lines(Arc<dyn Fn(&Line<'_>) + Send + Sync>),
+}
+
+impl fmt::Debug for Output {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Output::Inherit => "Inherit",
+            Output::Null => "Null",
+            Output::Lines(_) => "Lines",
+        })
+    }
+}
+
+/// One line that a worker printed.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Line<'a> {
+    /// Who.
+    pub worker: crate::WorkerId,
+    /// Where.
+    pub slot: crate::Slot,
+    /// On stderr, else on stdout.
+    pub is_stderr: bool,
+    /// The line, without its end; bytes that are not UTF-8 are replaced.
+    pub text: &'a str,
+}
+
+/// A configured listener.
+#[derive(Clone, Debug)]
+pub(crate) struct Configured {
+    pub(crate) name: String,
+    pub(crate) address: String,
+    pub(crate) spec: BindSpec,
+}
+
+/// Describes a cluster, step by step.
+#[derive(Debug)]
+pub struct Builder {
+    pub(crate) program: Option<OsString>,
+    pub(crate) args: Vec<OsString>,
+    pub(crate) env: Vec<(OsString, OsString)>,
+    pub(crate) cwd: Option<PathBuf>,
+    pub(crate) output: Output,
+    pub(crate) listen: Vec<Configured>,
+    pub(crate) config: Config,
+    window: Option<u32>,
+    errors: Vec<Error>,
+}
+
+impl Default for Builder {
+    fn default() -> Builder {
+        Builder {
+            program: None,
+            args: Vec::new(),
+            env: Vec::new(),
+            cwd: None,
+            output: Output::Inherit,
+            listen: Vec::new(),
+            config: Config::default(),
+            window: None,
+            errors: Vec::new(),
+        }
+    }
+}
+
+impl Builder {
+    /// The program that every worker runs, looked up as a shell would.
+    #[must_use]
+    pub fn exec(mut self, program: impl AsRef<OsStr>) -> Builder {
+        self.program = Some(program.as_ref().to_owned());
+        self
+    }
+
+    /// Its arguments, after those given before.
+    #[must_use]
+    pub fn args<A: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = A>) -> Builder {
+        self.args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self
+    }
+
+    /// A variable for every worker, on top of our own environment.
+    #[must_use]
+    pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Builder {
+        self.env.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// The directory that workers start in.
+    #[must_use]
+    pub fn cwd(mut self, dir: impl Into<PathBuf>) -> Builder {
+        self.cwd = Some(dir.into());
+        self
+    }
+
+    /// How many workers are wanted. What ends is replaced. Without this, nothing starts before
+    /// [`Primary::fork`], and nothing is replaced.
+    #[must_use]
+    pub fn workers(mut self, count: u32) -> Builder {
+        if count == 0 {
+            self.errors.push(Error::Config("0 workers serve nobody: ask for at least 1".to_owned()));
+        }
+        self.config.wanted = Some(count);
+        self
+    }
+
+    /// Who should get the next connection.
+    #[must_use]
+    pub fn policy(mut self, policy: Policy) -> Builder {
+        self.config.policy = policy;
+        self
+    }
+
+    /// How it gets there.
+    #[must_use]
+    pub fn mechanism(mut self, mechanism: Mechanism) -> Builder {
+        self.config.mechanism = mechanism;
+        self
+    }
+
+    /// What workers are given to speak on.
+    #[must_use]
+    pub fn channel(mut self, speaks: Speaks) -> Builder {
+        self.config.speaks = speaks;
+        self
+    }
+
+    /// Connections that a worker may hold unacknowledged: 16, and 4 for Node, unless said otherwise. 1 suits
+    /// work that keeps a processor busy.
+    #[must_use]
+    pub fn window(mut self, window: u32) -> Builder {
+        if !(1..=64).contains(&window) {
+            self.errors.push(Error::Config(format!("a window of {window} is out of range: use 1 to 64")));
+        }
+        self.window = Some(window);
+        self
+    }
+
+    /// Whether a worker that ended is replaced.
+    #[must_use]
+    pub fn restart(mut self, restart: Restart) -> Builder {
+        self.config.restart = restart;
+        self
+    }
+
+    /// Times and signals of a worker's life.
+    #[must_use]
+    pub fn limits(mut self, change: impl FnOnce(&mut Limits)) -> Builder {
+        change(&mut self.config.limits);
+        self
+    }
+
+    /// From spawn to `online`.
+    #[must_use]
+    pub fn start_timeout(mut self, timeout: Duration) -> Builder {
+        self.config.limits.start_timeout = Some(timeout);
+        self
+    }
+
+    /// From the order to leave to the stop signal.
+    #[must_use]
+    pub fn drain_timeout(mut self, timeout: Duration) -> Builder {
+        self.config.limits.drain_timeout = timeout;
+        self
+    }
+
+    /// Where workers' output goes.
+    #[must_use]
+    pub fn output(mut self, output: Output) -> Builder {
+        self.output = output;
+        self
+    }
+
+    /// A listener that stays, whoever comes or goes: a port, an address with a port, or the path of a Unix
+    /// socket. When any is configured, workers may listen on nothing else (and on port 0).
+    #[must_use]
+    pub fn listen(mut self, name: &str, address: &str) -> Builder {
+        match parse_address(address) {
+            Ok(spec) => {
+                self.config.only_configured = true;
+                self.listen.push(Configured { name: name.to_owned(), address: address.to_owned(), spec });
+            }
+            Err(error) => self.errors.push(error),
+        }
+        self
+    }
+
+    /// Starts the cluster on a thread of its own. Touches nothing process-wide.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]; nothing is left behind.
+    pub fn start(mut self) -> Result<Primary> {
+        if let Some(error) = self.errors.pop() {
+            return Err(error);
+        }
+        if self.program.is_none() {
+            return Err(Error::NoProgram);
+        }
+        if self.config.mechanism == Mechanism::Handoff && self.config.speaks == Speaks::Nothing {
+            return Err(Error::Config(
+                "hand-off needs a channel, and a plain program has none: use share, or give it one".to_owned(),
+            ));
+        }
+        if self.config.mechanism == Mechanism::Share && self.config.policy == Policy::Sticky {
+            return Err(Error::Config(
+                "share leaves the choice to the operating system, so it cannot be sticky: use hand-off".to_owned(),
+            ));
+        }
+        self.config.window = self.window.unwrap_or(if self.config.speaks == Speaks::Node { 4 } else { 16 });
+        driver::start(self)
+    }
+}
+
+fn parse_address(text: &str) -> Result<BindSpec> {
+    let tcp = |address: Option<IpAddr>, port| BindSpec::Tcp { address, port, v6only: false };
+    if let Ok(port) = text.parse::<u16>() {
+        return Ok(tcp(None, port));
+    }
+    if text.starts_with('/') || text.starts_with("./") || text.starts_with("unix:") {
+        let path = text.strip_prefix("unix:").unwrap_or(text);
+        let path = std::path::absolute(path)
+            .map_err(|source| Error::Listen { address: text.to_owned(), source })?;
+        return Ok(BindSpec::Unix {
+            path: path.to_string_lossy().into_owned(),
+            mode: None,
+            readable_all: false,
+            writable_all: false,
+        });
+    }
+    let text_with_host = text.strip_prefix(':').map(|port| format!("0.0.0.0:{port}"));
+    let resolved: Option<SocketAddr> =
+        text_with_host.as_deref().unwrap_or(text).to_socket_addrs().ok().and_then(|mut all| all.next());
+    match resolved {
+        Some(addr) => Ok(tcp(Some(addr.ip()), addr.port())),
+        None => Err(Error::Config(format!(
+            "`{text}` is no address to listen on: give a port, HOST:PORT, [IPv6]:PORT or the path of a socket"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_understood_or_explained() {
+        assert!(matches!(parse_address("8080"), Ok(BindSpec::Tcp { address: None, port: 8080, .. })));
+        assert!(matches!(parse_address("127.0.0.1:0"), Ok(BindSpec::Tcp { address: Some(_), port: 0, .. })));
+        assert!(matches!(parse_address("[::1]:80"), Ok(BindSpec::Tcp { .. })));
+        assert!(matches!(parse_address("/run/x.sock"), Ok(BindSpec::Unix { .. })));
+        assert!(parse_address("nonsense").unwrap_err().to_string().contains("no address"));
+        assert!(parse_address("127.0.0.1:70000").is_err());
+    }
+
+    #[test]
+    fn nonsense_is_refused_before_anything_starts() {
+        for builder in [
+            Cluster::builder().exec("/bin/true").workers(0),
+            Cluster::builder().exec("/bin/true").window(0),
+            Cluster::builder(),
+            Cluster::builder().exec("/bin/true").channel(Speaks::Nothing).mechanism(Mechanism::Handoff),
+        ] {
+            assert!(builder.start().is_err());
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! What can go wrong on the primary's side.
+
+use std::io;
+use std::path::PathBuf;
+
+/// A cluster could not be started or used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// This process is a worker itself.
+    #[error("this process is a worker: only a primary can start a cluster")]
+    IsWorker,
+    /// There is nothing to run.
+    #[error("no program to run: name one with `exec`")]
+    NoProgram,
+    /// The program cannot be run.
+    #[error("cannot run `{}`: {}", .program.display(), program_hint(.source))]
+    Program {
+        /// Which.
+        program: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A listener cannot be made.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// As configured.
+        address: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Settings that do not go together, or make no sense.
+    #[error("{0}")]
+    Config(String),
+    /// The operating system refused something.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The cluster has ended.
+    #[error("the cluster has ended")]
+    Ended,
+}
+
+fn program_hint(source: &io::Error) -> String {
+    match source.kind() {
+        io::ErrorKind::NotFound => "no such program; check the name, or give its path".to_owned(),
+        io::ErrorKind::PermissionDenied => {
+            "it is not executable; `chmod +x` it, or name its interpreter".to_owned()
+        }
+        _ => source.to_string(),
+    }
+}
+
+/// A worker could not be started.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ForkError(pub(crate) String);
+
+/// What a `Result` of this crate usually holds.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,261 @@
+//! What a cluster tells, and how it is heard.
+
+use crate::{Cause, Ended, ListeningInfo, Slot, WorkerId};
+use serde::Serialize;
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+/// Something that happened in the cluster. The record it names is as it was then; `workers()` is the present.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Event {
+    /// A worker was started.
+    Fork {
+        /// Who.
+        worker: WorkerId,
+        /// Where.
+        slot: Slot,
+        /// Its process.
+        pid: u32,
+    },
+    /// A worker could not be started; nothing else is heard of it.
+    ForkFailed {
+        /// Where.
+        slot: Slot,
+        /// Why, as a sentence.
+        error: String,
+    },
+    /// A worker said that it is up.
+    Online {
+        /// Who.
+        worker: WorkerId,
+    },
+    /// One of its servers listens.
+    Listening {
+        /// Who.
+        worker: WorkerId,
+        /// What.
+        info: ListeningInfo,
+    },
+    /// It gave up one of its listeners.
+    ListenerLeft {
+        /// Who.
+        worker: WorkerId,
+        /// The key of the listener.
+        key: String,
+    },
+    /// Nobody holds this listener any more: it was closed.
+    ListenerClosed {
+        /// The key of the listener.
+        key: String,
+    },
+    /// A listener could not be made.
+    BindFailed {
+        /// The key of the listener.
+        key: String,
+        /// Why, as a sentence.
+        error: String,
+        /// The key of ours that holds the endpoint already.
+        held_by: Option<String>,
+    },
+    /// A configured listener has its address.
+    Bound {
+        /// What the configuration calls it.
+        name: String,
+        /// Where it is.
+        address: String,
+    },
+    /// A worker gets nothing new and ends what it has.
+    Draining {
+        /// Who.
+        worker: WorkerId,
+    },
+    /// A worker said that it is ready.
+    Ready {
+        /// Who.
+        worker: WorkerId,
+    },
+    /// A message from a worker.
+    Message {
+        /// Who.
+        worker: WorkerId,
+        /// What.
+        message: serde_json::Value,
+    },
+    /// A worker's channel is closed.
+    Disconnect {
+        /// Who.
+        worker: WorkerId,
+    },
+    /// A worker's process has ended.
+    Exit {
+        /// Who.
+        worker: WorkerId,
+        /// Where.
+        slot: Slot,
+        /// How.
+        ended: Ended,
+        /// What phalanx did to bring it about.
+        cause: Option<Cause>,
+        /// Whether somebody had asked it to leave.
+        exited_after_disconnect: bool,
+        /// Connections that it had taken by hand-off.
+        taken: u64,
+        /// Connections that it had been handed and had not acknowledged: they went to others.
+        unacknowledged: u64,
+    },
+    /// A worker broke the protocol and is ended.
+    Violation {
+        /// Who.
+        worker: WorkerId,
+        /// How.
+        how: String,
+    },
+    /// A slot's workers die before they come online, again and again.
+    Degraded {
+        /// Where.
+        slot: Slot,
+    },
+    /// Out of file descriptors: this listener rests.
+    OutOfFiles {
+        /// The key of the listener.
+        key: String,
+    },
+    /// It accepts again.
+    AcceptingAgain {
+        /// The key of the listener.
+        key: String,
+    },
+    /// Nobody is left and nobody will come.
+    Finished,
+    /// This listener to events was too slow; so many were dropped.
+    Lagged {
+        /// How many.
+        missed: u64,
+    },
+}
+
+/// Events that one listener may leave unread.
+const ROOM: usize = 1024;
+
+#[derive(Debug, Default)]
+struct Queue {
+    events: VecDeque<Event>,
+    missed: u64,
+    closed: bool,
+    waker: Option<Waker>,
+}
+
+#[derive(Debug, Default)]
+struct Mailbox {
+    queue: Mutex<Queue>,
+    filled: Condvar,
+}
+
+impl Mailbox {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The events of a cluster from the moment of asking: a stream, and a blocking iterator for code without a
+/// runtime. Ends when the cluster has ended.
+#[derive(Debug)]
+pub struct Events(Arc<Mailbox>);
+
+impl Events {
+    /// The next event, or `None` when the cluster has ended.
+    pub async fn recv(&mut self) -> Option<Event> {
+        std::future::poll_fn(|cx| self.poll_recv(cx)).await
+    }
+
+    fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event>> {
+        let mut queue = self.0.lock();
+        match take(&mut queue) {
+            Some(event) => Poll::Ready(Some(event)),
+            None if queue.closed => Poll::Ready(None),
+            None => {
+                queue.waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl futures_core::Stream for Events {
+    type Item = Event;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Event>> {
+        self.poll_recv(cx)
+    }
+}
+
+impl Iterator for Events {
+    type Item = Event;
+
+    fn next(&mut self) -> Option<Event> {
+        let mut queue = self.0.lock();
+        loop {
+            if let Some(event) = take(&mut queue) {
+                return Some(event);
+            }
+            if queue.closed {
+                return None;
+            }
+            queue = self.0.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+fn take(queue: &mut Queue) -> Option<Event> {
+    if queue.missed > 0 {
+        return Some(Event::Lagged { missed: std::mem::take(&mut queue.missed) });
+    }
+    queue.events.pop_front()
+}
+
+/// The sending side: everybody who listens.
+#[derive(Debug, Default)]
+pub(crate) struct Hub(Vec<Arc<Mailbox>>);
+
+impl Hub {
+    pub(crate) fn subscribe(&mut self) -> Events {
+        let mailbox = Arc::new(Mailbox::default());
+        self.0.push(Arc::clone(&mailbox));
+        Events(mailbox)
+    }
+
+    pub(crate) fn tell(&mut self, event: &Event) {
+        self.0.retain(|mailbox| Arc::strong_count(mailbox) > 1);
+        for mailbox in &self.0 {
+            let mut queue = mailbox.lock();
+            if queue.events.len() >= ROOM {
+                queue.events.pop_front();
+                queue.missed += 1;
+            }
+            queue.events.push_back(event.clone());
+            if let Some(waker) = queue.waker.take() {
+                waker.wake();
+            }
+            drop(queue);
+            mailbox.filled.notify_all();
+        }
+    }
+}
+
+impl Drop for Hub {
+    fn drop(&mut self) {
+        for mailbox in &self.0 {
+            let mut queue = mailbox.lock();
+            queue.closed = true;
+            if let Some(waker) = queue.waker.take() {
+                waker.wake();
+            }
+            drop(queue);
+            mailbox.filled.notify_all();
+        }
+    }
+}

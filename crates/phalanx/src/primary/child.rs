@@ -1,0 +1,128 @@
+//! How a worker's process is started: its environment and its fds, exactly.
+
+use crate::builder::Output;
+use phalanx_core::{Speaks, Spawn};
+use phalanx_os::{Channel, Process, Signal};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// What every worker runs.
+#[derive(Debug)]
+pub(super) struct Program {
+    pub(super) path: PathBuf,
+    pub(super) arg0: OsString,
+    pub(super) args: Vec<OsString>,
+    pub(super) env: Vec<(OsString, OsString)>,
+    pub(super) cwd: Option<PathBuf>,
+    pub(super) output: Output,
+    pub(super) speaks: Speaks,
+    /// The limit of open files that we were started with: ours may have been raised since.
+    pub(super) open_files: Option<u64>,
+}
+
+/// A process that has just started.
+pub(super) struct Born {
+    pub(super) process: Process,
+    pub(super) channel: Option<Channel>,
+    /// Pipes of stdout and stderr.
+    pub(super) pipes: Vec<(bool, OwnedFd)>,
+}
+
+/// Never inherited: each of these names something of ours that is not the worker's.
+const DENIED: &[&str] = &[
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+    "NODE_CHANNEL_FD",
+    "NODE_CHANNEL_SERIALIZATION_MODE",
+    "NODE_UNIQUE_ID",
+    "PHALANX_CHANNEL",
+    "CREDENTIALS_DIRECTORY",
+];
+
+impl Program {
+    /// Starts one worker, with these sockets lent to it.
+    pub(super) fn spawn(&self, spawn: &Spawn, lent: Vec<(String, Arc<OwnedFd>)>) -> Result<Born, String> {
+        let sentence = |error: std::io::Error| format!("cannot start a worker: {error}");
+        let mut command = phalanx_os::Spawn::new(&self.path);
+        command.arg0 = Some(self.arg0.clone());
+        command.args.clone_from(&self.args);
+        command.cwd.clone_from(&self.cwd);
+        command.new_process_group = true;
+        command.die_with_parent = Some(Signal::TERM);
+        command.open_files = self.open_files;
+        let mut env: Vec<(OsString, OsString)> =
+            std::env::vars_os().filter(|(name, _)| !DENIED.iter().any(|denied| name == denied)).collect();
+        for (name, value) in &self.env {
+            set(&mut env, name, value);
+        }
+        for (name, value) in &spawn.env {
+            set(&mut env, name.as_ref(), value.as_ref());
+        }
+        let number = |n: u32| OsString::from(n.to_string());
+        set(&mut env, "PHALANX_SLOT".as_ref(), &number(spawn.slot.0));
+        set(&mut env, "PHALANX_WORKER_ID".as_ref(), &number(spawn.worker.0));
+        set(&mut env, "NODE_APP_INSTANCE".as_ref(), &number(spawn.slot.0));
+
+        let null = File::open("/dev/null").map_err(sentence)?;
+        command.fds.push((0, null.into()));
+        let mut pipes = Vec::new();
+        match self.output {
+            Output::Inherit => {}
+            Output::Null => {
+                for target in [1, 2] {
+                    let null = File::options().write(true).open("/dev/null").map_err(sentence)?;
+                    command.fds.push((target, null.into()));
+                }
+            }
+            Output::Lines(_) => {
+                for (target, is_stderr) in [(1, false), (2, true)] {
+                    let (ours, theirs) = phalanx_os::host::pipe().map_err(sentence)?;
+                    command.fds.push((target, theirs));
+                    pipes.push((is_stderr, ours));
+                }
+            }
+        }
+        let mut next = 3;
+        if !lent.is_empty() {
+            let names: Vec<&str> = lent.iter().map(|(name, _)| name.as_str()).collect();
+            set(&mut env, "LISTEN_FDS".as_ref(), &number(lent.len() as u32));
+            set(&mut env, "LISTEN_FDNAMES".as_ref(), names.join(":").as_ref());
+            command.pid_env.push(("LISTEN_PID".into(), OsString::new()));
+            for (_, fd) in &lent {
+                command.fds.push((next, fd.try_clone().map_err(sentence)?));
+                next += 1;
+            }
+        }
+        let mut channel = None;
+        if self.speaks != Speaks::Nothing {
+            let (ours, theirs) = Channel::pair().map_err(sentence)?;
+            if self.speaks == Speaks::Node {
+                set(&mut env, "NODE_CHANNEL_FD".as_ref(), &number(next as u32));
+                set(&mut env, "NODE_UNIQUE_ID".as_ref(), &number(spawn.worker.0));
+                set(&mut env, "NODE_CHANNEL_SERIALIZATION_MODE".as_ref(), "json".as_ref());
+            } else {
+                // Valid for the child's own pid only, so that a grandchild cannot mistake itself.
+                command.pid_env.push(("PHALANX_CHANNEL".into(), format!("{next}:").into()));
+            }
+            command.fds.push((next, theirs));
+            channel = Some(ours);
+        }
+        command.env = env;
+        let process = command.spawn().map_err(|error| error.to_string())?;
+        Ok(Born { process, channel, pipes })
+    }
+}
+
+fn set(env: &mut Vec<(OsString, OsString)>, name: &OsStr, value: &OsStr) {
+    match env.iter_mut().find(|(known, _)| known == name) {
+        Some((_, known)) => value.clone_into(known),
+        None => env.push((name.to_owned(), value.to_owned())),
+    }
+}

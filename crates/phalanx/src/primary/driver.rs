@@ -1,0 +1,709 @@
+//! The one loop: core's actions become system calls, and facts become calls on core.
+//!
+//! The driver is one OS thread with a runtime of its own, alive as long as the cluster. Each fd has a small
+//! task that waits for it and then enters the [`Driver`], which never waits: so every step runs to its end
+//! before the next fact is looked at. All forks happen on this thread: a child with a death signal dies when
+//! the thread that forked it ends (K-52).
+
+use super::child::{Born, Program};
+use super::output::{self, Tail};
+use super::sockets::{self, Socket};
+use super::Primary as Handle;
+use crate::builder::Builder;
+use crate::error::{Error, Result};
+use crate::event::{Event, Hub};
+use phalanx_core::wire::Payload;
+use phalanx_core::{
+    Action, Blocked, Carried, Ended, Event as CoreEvent, Examined, Hurry, Primary, SendError, Slot, SocketId,
+    Spawn, State, Status, Time, WorkerId,
+};
+use phalanx_os::{AcceptError, Channel, Process, Signal, Touched, conn, listener};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::time::Instant;
+use crate::watch::watch;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{Interest, Ready};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::{AbortHandle, LocalSet};
+
+/// What a handle asks of the cluster's thread.
+pub(super) type Command = Box<dyn FnOnce(&mut Driver) + Send>;
+
+/// Read from a channel at a time, as Node does.
+const CHUNK: usize = 65_536;
+/// Connections accepted before others get a turn.
+const BATCH: usize = 64;
+
+/// A channel, as one task waits for it and the driver writes to it.
+#[derive(Debug)]
+struct Link(Channel);
+
+impl AsRawFd for Link {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+#[derive(Debug)]
+struct Borrowed(Arc<OwnedFd>);
+
+impl AsRawFd for Borrowed {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+struct Child {
+    process: Process,
+    link: Option<Rc<AsyncFd<Link>>>,
+    /// The task that reads the channel.
+    reader: Option<AbortHandle>,
+    writable: Rc<Notify>,
+}
+
+struct Door {
+    socket: Socket,
+    /// The task that accepts, while it does.
+    accepting: Option<AbortHandle>,
+}
+
+type Waiter = (WorkerId, fn(State) -> bool, oneshot::Sender<()>);
+
+/// Everything that the cluster's thread has.
+pub(crate) struct Driver {
+    pub(super) core: Primary<OwnedFd>,
+    pub(super) hub: Hub,
+    start: Instant,
+    program: Program,
+    children: BTreeMap<WorkerId, Child>,
+    doors: BTreeMap<SocketId, Door>,
+    tails: BTreeMap<Slot, Tail>,
+    waiters: Vec<Waiter>,
+    finished: Vec<oneshot::Sender<()>>,
+    fork_error: Option<String>,
+    bind_error: Option<i32>,
+    chunk: Vec<u8>,
+    timer: Rc<Notify>,
+    over: Rc<Notify>,
+    me: Weak<RefCell<Driver>>,
+}
+
+/// Starts the thread; returns when every configured listener is bound and the first workers were started.
+pub(crate) fn start(builder: Builder) -> Result<Handle> {
+    let (commands, mut inbox) = mpsc::unbounded_channel::<Command>();
+    let (ready, started) = std::sync::mpsc::sync_channel(1);
+    std::thread::Builder::new()
+        .name("phalanx".to_owned())
+        .spawn(move || {
+            let runtime = match tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build() {
+                Ok(runtime) => runtime,
+                Err(source) => {
+                    let _ = ready.send(Err(Error::System { what: "cannot start a runtime", source }));
+                    return;
+                }
+            };
+            let tasks = LocalSet::new();
+            tasks.block_on(&runtime, async move {
+                let driver = match Driver::new(builder) {
+                    Ok(driver) => driver,
+                    Err(error) => {
+                        let _ = ready.send(Err(error));
+                        return;
+                    }
+                };
+                let over = Rc::clone(&driver.borrow().over);
+                tokio::task::spawn_local(keep_time(Rc::downgrade(&driver)));
+                if phalanx_force_sigchld() {
+                    tokio::task::spawn_local(reap_on_sigchld(Rc::downgrade(&driver)));
+                }
+                let _ = ready.send(Ok(()));
+                loop {
+                    tokio::select! {
+                        biased;
+                        command = inbox.recv() => match command {
+                            Some(command) => {
+                                let mut driver = driver.borrow_mut();
+                                command(&mut driver);
+                                driver.drive();
+                            }
+                            None => break,
+                        },
+                        () = over.notified() => {
+                            if driver.borrow().core.is_empty() {
+                                break;
+                            }
+                        }
+                    }
+                }
+            });
+        })
+        .map_err(|source| Error::System { what: "cannot start the cluster's thread", source })?;
+    match started.recv() {
+        Ok(Ok(())) => Ok(Handle::new(commands)),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(Error::Ended),
+    }
+}
+
+/// Without pidfd, deaths are heard of by SIGCHLD only.
+fn phalanx_force_sigchld() -> bool {
+    cfg!(phalanx_force_sigchld)
+}
+
+impl Driver {
+    fn new(builder: Builder) -> Result<Rc<RefCell<Driver>>> {
+        let name = builder.program.clone().ok_or(Error::NoProgram)?;
+        let cwd = builder.cwd.clone().unwrap_or_else(|| ".".into());
+        let path = phalanx_os::spawn::resolve(&name, std::env::var_os("PATH").as_deref(), &cwd)
+            .map_err(|source| Error::Program { program: (&name).into(), source })?;
+        let program = Program {
+            path: std::path::absolute(&path).unwrap_or(path),
+            arg0: name,
+            args: builder.args,
+            env: builder.env,
+            cwd: builder.cwd,
+            output: builder.output,
+            speaks: builder.config.speaks,
+            open_files: None,
+        };
+        let wanted = builder.config.wanted;
+        let mut config = builder.config;
+        config.seed = u64::from(std::process::id());
+        let plain = matches!(
+            config.speaks,
+            phalanx_core::Speaks::Perhaps | phalanx_core::Speaks::Nothing
+        );
+        let driver = Rc::new_cyclic(|me| {
+            RefCell::new(Driver {
+                core: Primary::new(config),
+                hub: Hub::default(),
+                start: Instant::now(),
+                program,
+                children: BTreeMap::new(),
+                doors: BTreeMap::new(),
+                tails: BTreeMap::new(),
+                waiters: Vec::new(),
+                finished: Vec::new(),
+                fork_error: None,
+                bind_error: None,
+                chunk: vec![0; CHUNK],
+                timer: Rc::new(Notify::new()),
+                over: Rc::new(Notify::new()),
+                me: me.clone(),
+            })
+        });
+        {
+            let mut it = driver.borrow_mut();
+            for listener in builder.listen {
+                it.core
+                    .configure_listener(&listener.name, listener.spec, plain)
+                    .map_err(Error::Config)?;
+                it.drive();
+                if let Some(errno) = it.bind_error.take() {
+                    let source = io::Error::from_raw_os_error(errno);
+                    return Err(Error::Listen { address: listener.address, source });
+                }
+            }
+            if let Some(wanted) = wanted {
+                let now = it.now();
+                it.core.set_wanted(now, wanted);
+                it.drive();
+            }
+        }
+        Ok(driver)
+    }
+
+    fn now(&self) -> Time {
+        Time::from_start(self.start.elapsed())
+    }
+
+    pub(super) fn fork(&mut self, env: Vec<(String, String)>) -> Result<WorkerId, String> {
+        let id = self.core.fork(env);
+        self.fork_error = None;
+        self.drive();
+        self.fork_error.take().map_or(Ok(id), Err)
+    }
+
+    pub(super) fn stop(&mut self, hurry: Hurry) {
+        let now = self.now();
+        self.core.stop(now, hurry);
+        self.drive();
+    }
+
+    pub(super) fn disconnect(&mut self) {
+        let now = self.now();
+        self.core.disconnect(now);
+        self.drive();
+    }
+
+    pub(super) fn leave(&mut self, worker: WorkerId, then: Option<i32>) {
+        let now = self.now();
+        self.core.leave(now, worker, then);
+        self.drive();
+    }
+
+    pub(super) fn send(&mut self, worker: WorkerId, message: &Payload) -> Result<(), SendError> {
+        let sent = self.core.send(worker, message, None);
+        self.drive();
+        sent
+    }
+
+    pub(super) fn address(&mut self, worker: WorkerId, key: &str, connection: OwnedFd) -> bool {
+        let given = self.core.address(worker, key, connection).is_ok();
+        self.drive();
+        given
+    }
+
+    pub(super) fn signal(&mut self, worker: WorkerId, signal: i32) -> bool {
+        let Some(child) = self.children.get(&worker) else { return false };
+        Signal::from_raw(signal).is_some_and(|signal| child.process.signal(signal).unwrap_or(false))
+    }
+
+    pub(super) fn when(&mut self, worker: WorkerId, until: fn(State) -> bool, done: oneshot::Sender<()>) {
+        self.waiters.push((worker, until, done));
+    }
+
+    pub(super) fn when_finished(&mut self, done: oneshot::Sender<()>) {
+        self.finished.push(done);
+    }
+
+    pub(super) fn last_lines(&self, slot: Slot) -> Vec<String> {
+        self.tails.get(&slot).map(|tail| tail.borrow().iter().cloned().collect()).unwrap_or_default()
+    }
+
+    pub(super) fn status(&self) -> Status {
+        let mut status = self.core.status(self.now());
+        for worker in &mut status.workers {
+            worker.rss_kib = phalanx_os::host::memory_kib(worker.pid).ok().map(|memory| memory.rss_kib);
+        }
+        for listener in &mut status.listeners {
+            if let Some(queue) = self
+                .doors
+                .get(&listener.socket)
+                .and_then(|door| listener::queue(door.socket.fd.as_ref()).ok())
+            {
+                listener.queued = Some(queue.queued);
+                listener.queue_limit = Some(queue.limit);
+            }
+        }
+        status
+    }
+
+    /// Does what core wants, until it wants nothing more.
+    pub(super) fn drive(&mut self) {
+        while let Some(action) = self.core.poll_action() {
+            self.act(action);
+        }
+        while let Some(event) = self.core.poll_event() {
+            self.tell(event);
+        }
+        if !self.waiters.is_empty() {
+            let core = &self.core;
+            let over = |id, until: fn(State) -> bool| core.worker(id).is_none_or(|view| until(view.state));
+            let (done, rest) =
+                std::mem::take(&mut self.waiters).into_iter().partition(|(id, until, _)| over(*id, *until));
+            self.waiters = rest;
+            let done: Vec<Waiter> = done;
+            for (_, _, done) in done {
+                let _ = done.send(());
+            }
+        }
+        self.timer.notify_one();
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Spawn(spawn) => self.spawn(&spawn),
+            Action::Bind { socket, spec, backlog, .. } => {
+                let result = sockets::bind(&spec, backlog).map(|(bound, address)| {
+                    self.doors.insert(socket, Door { socket: bound, accepting: None });
+                    address
+                });
+                let result = result.map_err(|error| error.raw_os_error().unwrap_or(22));
+                self.core.handle_bound(socket, result);
+            }
+            Action::Listen { socket, backlog } => {
+                if let Some(door) = self.doors.get(&socket)
+                    && let Err(error) = listener::listen(door.socket.fd.as_ref(), backlog)
+                {
+                    tracing::warn!(%error, "cannot set the backlog of a listener");
+                }
+            }
+            Action::Accept { socket, on } => self.accept(socket, on),
+            Action::Unbind { socket } => {
+                self.accept(socket, false);
+                if let Some(file) = self.doors.remove(&socket).and_then(|door| door.socket.file)
+                    && let Err(error) = file.remove()
+                {
+                    tracing::warn!(%error, "cannot remove the file of a Unix socket");
+                }
+            }
+            Action::Flush { worker } => self.flush(worker),
+            Action::CloseChannel { worker } => {
+                if let Some(child) = self.children.get_mut(&worker) {
+                    if let Some(reader) = child.reader.take() {
+                        reader.abort();
+                    }
+                    child.link = None;
+                }
+            }
+            Action::Signal { worker, signal } => {
+                if let Some(signal) = Signal::from_raw(signal)
+                    && let Some(child) = self.children.get(&worker)
+                    && let Err(error) = child.process.signal(signal)
+                {
+                    tracing::warn!(%worker, %signal, %error, "cannot send a signal");
+                }
+            }
+            Action::Examine { connection } => {
+                let examined = match self.core.examining(connection).map(conn::touched) {
+                    Some(Touched::Pristine) => Examined::Pristine,
+                    Some(Touched::Unknown) => Examined::Unknown,
+                    Some(Touched::Touched) | None => Examined::Touched,
+                };
+                self.core.handle_examined(connection, examined);
+            }
+            Action::Forget { worker } => {
+                self.children.remove(&worker);
+            }
+            other => tracing::error!(?other, "an action that this driver does not know"),
+        }
+    }
+
+    fn spawn(&mut self, spawn: &Spawn) {
+        let lent = spawn
+            .lend
+            .iter()
+            .filter_map(|(name, socket)| Some((name.clone(), Arc::clone(&self.doors.get(socket)?.socket.fd))))
+            .collect();
+        let born = self.program.spawn(spawn, lent).and_then(|born| self.adopt(spawn, born));
+        if let Err(error) = &born {
+            self.fork_error = Some(error.clone());
+        }
+        let now = self.now();
+        self.core.handle_spawned(now, spawn.worker, born);
+    }
+
+    fn adopt(&mut self, spawn: &Spawn, born: Born) -> Result<u32, String> {
+        let pid = born.process.pid();
+        let worker = spawn.worker;
+        let tail = self.tails.entry(spawn.slot).or_default();
+        for (is_stderr, pipe) in born.pipes {
+            let output = self.program.output.clone();
+            tokio::task::spawn_local(output::read(pipe, worker, spawn.slot, is_stderr, output, Rc::clone(tail)));
+        }
+        let writable = Rc::new(Notify::new());
+        let mut child = Child { process: born.process, link: None, reader: None, writable };
+        if let Some(channel) = born.channel {
+            let link = watch(Link(channel), Interest::READABLE | Interest::WRITABLE)
+                .map_err(|error| format!("cannot watch a channel: {error}"))?;
+            let link = Rc::new(link);
+            let reader = read_channel(self.me.clone(), worker, Rc::clone(&link));
+            child.reader = Some(tokio::task::spawn_local(reader).abort_handle());
+            tokio::task::spawn_local(write_channel(
+                self.me.clone(),
+                worker,
+                Rc::downgrade(&link),
+                Rc::clone(&child.writable),
+            ));
+            child.link = Some(link);
+        }
+        if let Some(pidfd) = child.process.pidfd() {
+            let pidfd = pidfd.try_clone_to_owned().map_err(|error| error.to_string())?;
+            tokio::task::spawn_local(await_exit(self.me.clone(), worker, pidfd));
+        }
+        self.children.insert(worker, child);
+        Ok(pid)
+    }
+
+    fn accept(&mut self, socket: SocketId, on: bool) {
+        let me = self.me.clone();
+        let Some(door) = self.doors.get_mut(&socket) else { return };
+        if let Some(task) = door.accepting.take() {
+            task.abort();
+        }
+        if on {
+            let fd = Arc::clone(&door.socket.fd);
+            door.accepting = Some(tokio::task::spawn_local(accept(me, socket, fd)).abort_handle());
+        }
+    }
+
+    /// Writes to a worker until nothing is left or its channel is full.
+    fn flush(&mut self, worker: WorkerId) {
+        let now = self.now();
+        loop {
+            let Some(child) = self.children.get(&worker) else { return };
+            let Some(link) = child.link.as_ref() else { return };
+            let Some(next) = self.core.poll_transmit(worker) else { return };
+            let handle = match next.carried {
+                None => None,
+                Some(Carried::Handle(fd)) => Some(fd.as_fd()),
+                Some(Carried::Socket(socket)) => match self.doors.get(&socket) {
+                    Some(door) => Some(door.socket.fd.as_fd()),
+                    None => return,
+                },
+            };
+            match link.get_ref().0.send(next.bytes, handle) {
+                Ok(count) => self.core.handle_sent(worker, count),
+                Err(phalanx_os::SendError::WouldBlock) => {
+                    child.writable.notify_one();
+                    self.core.handle_blocked(now, worker, Blocked::Full);
+                    return;
+                }
+                Err(phalanx_os::SendError::TooManyInFlight) => {
+                    self.core.handle_blocked(now, worker, Blocked::TooManyInFlight);
+                    return;
+                }
+                // The reader will find the end, after what the worker said last.
+                Err(phalanx_os::SendError::Closed | phalanx_os::SendError::Io(_)) => {
+                    self.core.handle_blocked(now, worker, Blocked::Full);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Reads a channel once. `None`: nothing more now; `Some(false)`: it is at its end.
+    fn read(&mut self, worker: WorkerId) -> Option<bool> {
+        let child = self.children.get(&worker)?;
+        let link = Rc::clone(child.link.as_ref()?);
+        let mut handles = Vec::new();
+        let mut chunk = std::mem::take(&mut self.chunk);
+        let received = link.get_ref().0.recv(&mut chunk, &mut handles);
+        let now = self.now();
+        let more = match received {
+            Err(phalanx_os::RecvError::WouldBlock) => None,
+            Err(phalanx_os::RecvError::Io(_)) | Ok(phalanx_os::Received { len: 0, .. }) => {
+                self.core.handle_channel_closed(now, worker);
+                Some(false)
+            }
+            Ok(received) => {
+                for handle in &handles {
+                    // What a worker sends may linger; our close must not wait for it (K-19).
+                    let _ = conn::clear_linger(handle);
+                }
+                let whole = !handles.is_empty() || received.len == chunk.len();
+                self.core.handle_bytes(now, worker, &chunk[..received.len], handles);
+                // A short read that no handle cut off has emptied the socket.
+                whole.then_some(true)
+            }
+        };
+        self.chunk = chunk;
+        more
+    }
+
+    /// The process has ended, or may have.
+    fn reap(&mut self, worker: WorkerId) -> bool {
+        let Some(child) = self.children.get_mut(&worker) else { return true };
+        let ended = match child.process.try_wait() {
+            Ok(Some(phalanx_os::Ended::Exited(code))) => Ended::Code(code),
+            Ok(Some(phalanx_os::Ended::Signaled { signal, core_dumped })) => {
+                Ended::Signal(signal.as_raw(), core_dumped)
+            }
+            Ok(None) => return false,
+            Err(error) => {
+                tracing::error!(%worker, %error, "cannot wait for a worker");
+                Ended::Code(-1)
+            }
+        };
+        // BEFORE the exit is told: what it acknowledged and then died is in the channel (K-15).
+        while self.read(worker) == Some(true) {}
+        let now = self.now();
+        // What it left behind in its process group goes with it.
+        if let Some(child) = self.children.get(&worker) {
+            let _ = child.process.signal_group(Signal::TERM);
+        }
+        self.core.handle_exit(now, worker, ended);
+        self.drive();
+        true
+    }
+
+    fn tell(&mut self, event: CoreEvent<OwnedFd>) {
+        let event = match event {
+            CoreEvent::Fork { worker, slot, pid } => Event::Fork { worker, slot, pid },
+            CoreEvent::ForkFailed { slot, error } => Event::ForkFailed { slot, error },
+            CoreEvent::Online { worker } => Event::Online { worker },
+            CoreEvent::Listening { worker, info } => Event::Listening { worker, info },
+            CoreEvent::ListenerLeft { worker, key, .. } => Event::ListenerLeft { worker, key },
+            CoreEvent::ListenerClosed { key } => Event::ListenerClosed { key },
+            CoreEvent::BindFailed { key, errno, held_by, configured } => {
+                if configured {
+                    self.bind_error = Some(errno);
+                }
+                let error = io::Error::from_raw_os_error(errno).to_string();
+                Event::BindFailed { key, error, held_by }
+            }
+            CoreEvent::Bound { name, address } => Event::Bound { name, address: address.to_string() },
+            CoreEvent::Draining { worker } => Event::Draining { worker },
+            CoreEvent::Ready { worker } => Event::Ready { worker },
+            CoreEvent::Message { worker, message, .. } => match message.decode() {
+                Ok(message) => Event::Message { worker, message },
+                Err(_) => return,
+            },
+            CoreEvent::Disconnect { worker } => Event::Disconnect { worker },
+            CoreEvent::Exit {
+                worker,
+                slot,
+                ended,
+                cause,
+                exited_after_disconnect,
+                taken,
+                unacknowledged,
+            } => Event::Exit { worker, slot, ended, cause, exited_after_disconnect, taken, unacknowledged },
+            CoreEvent::Violation { worker, how } => Event::Violation { worker, how },
+            CoreEvent::Degraded { slot } => Event::Degraded { slot },
+            CoreEvent::OutOfFiles { key } => Event::OutOfFiles { key },
+            CoreEvent::AcceptingAgain { key } => Event::AcceptingAgain { key },
+            CoreEvent::Finished => {
+                for done in self.finished.drain(..) {
+                    let _ = done.send(());
+                }
+                self.over.notify_one();
+                Event::Finished
+            }
+            _ => return,
+        };
+        self.hub.tell(&event);
+    }
+}
+
+/// Enters the driver and lets it act on what happened. `None` when the cluster is over.
+fn enter<T>(driver: &Weak<RefCell<Driver>>, step: impl FnOnce(&mut Driver) -> T) -> Option<T> {
+    let driver = driver.upgrade()?;
+    let mut driver = driver.borrow_mut();
+    let result = step(&mut driver);
+    driver.drive();
+    Some(result)
+}
+
+async fn read_channel(driver: Weak<RefCell<Driver>>, worker: WorkerId, link: Rc<AsyncFd<Link>>) {
+    loop {
+        let Ok(mut ready) = link.readable().await else { return };
+        match enter(&driver, |driver| driver.read(worker)) {
+            Some(Some(true)) => {}
+            Some(Some(false)) | None => return,
+            Some(None) => ready.clear_ready_matching(Ready::READABLE),
+        }
+        // One read a turn: no worker's flood keeps the others waiting.
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn write_channel(
+    driver: Weak<RefCell<Driver>>,
+    worker: WorkerId,
+    link: Weak<AsyncFd<Link>>,
+    full: Rc<Notify>,
+) {
+    loop {
+        full.notified().await;
+        let Some(strong) = link.upgrade() else { return };
+        {
+            // Readiness that was true before the channel was full says nothing.
+            let Ok(mut ready) = strong.writable().await else { return };
+            ready.clear_ready_matching(Ready::WRITABLE);
+        }
+        let Ok(_ready) = strong.writable().await else { return };
+        if enter(&driver, |driver| driver.flush(worker)).is_none() {
+            return;
+        }
+    }
+}
+
+async fn await_exit(driver: Weak<RefCell<Driver>>, worker: WorkerId, pidfd: OwnedFd) {
+    let Ok(pidfd) = watch(pidfd, Interest::READABLE) else { return };
+    loop {
+        let Ok(mut ready) = pidfd.readable().await else { return };
+        if enter(&driver, |driver| driver.reap(worker)).unwrap_or(true) {
+            return;
+        }
+        ready.clear_ready();
+    }
+}
+
+/// One signal may stand for many deaths (K-55): it means, look at all.
+async fn reap_on_sigchld(driver: Weak<RefCell<Driver>>) {
+    let Ok(mut deaths) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::child()) else { return };
+    loop {
+        let looked = enter(&driver, |driver| {
+            let ids: Vec<WorkerId> = driver.children.keys().copied().collect();
+            for id in ids {
+                driver.reap(id);
+            }
+        });
+        if looked.is_none() || deaths.recv().await.is_none() {
+            return;
+        }
+    }
+}
+
+async fn accept(driver: Weak<RefCell<Driver>>, socket: SocketId, fd: Arc<OwnedFd>) {
+    let Ok(door) = watch(Borrowed(fd), Interest::READABLE) else { return };
+    loop {
+        let Ok(mut ready) = door.readable().await else { return };
+        for _ in 0..BATCH {
+            match listener::accept(door.get_ref().0.as_ref()) {
+                Ok((connection, peer)) => {
+                    let still = enter(&driver, |driver| {
+                        driver.core.handle_connection(socket, peer, connection);
+                        driver.drive();
+                        driver.doors.get(&socket).is_some_and(|door| door.accepting.is_some())
+                    });
+                    if still != Some(true) {
+                        return;
+                    }
+                }
+                Err(AcceptError::WouldBlock) => {
+                    ready.clear_ready();
+                    break;
+                }
+                Err(AcceptError::Connection(error)) => tracing::debug!(%error, "a connection broke"),
+                Err(AcceptError::OutOfResources(error)) => {
+                    tracing::warn!(%error, "cannot accept; this listener rests");
+                    enter(&driver, |driver| {
+                        let now = driver.now();
+                        driver.core.handle_starved(now, socket);
+                    });
+                    return;
+                }
+                Err(AcceptError::Listener(error)) => {
+                    tracing::error!(%error, "a listener is broken");
+                    return;
+                }
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Wakes core at its deadlines, and only then: an idle cluster wakes nobody.
+async fn keep_time(driver: Weak<RefCell<Driver>>) {
+    loop {
+        let Some((due, start, changed)) = driver.upgrade().map(|driver| {
+            let driver = driver.borrow();
+            (driver.core.poll_timeout(), driver.start, Rc::clone(&driver.timer))
+        }) else {
+            return;
+        };
+        let sleep = async {
+            match due {
+                Some(at) => tokio::time::sleep_until((start + at.since_start()).into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = sleep => {
+                enter(&driver, |driver| {
+                    let now = driver.now().max(due.unwrap_or_default());
+                    driver.core.handle_timeout(now);
+                });
+            }
+            () = changed.notified() => {}
+        }
+    }
+}

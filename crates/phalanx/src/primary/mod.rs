@@ -1,0 +1,251 @@
+//! The primary's side: handles to a cluster that runs on a thread of its own.
+
+mod child;
+pub(crate) mod driver;
+mod output;
+mod sockets;
+
+use crate::error::{Error, ForkError, Result};
+use crate::event::{Event, Events};
+use driver::{Command, Driver};
+use phalanx_core::wire::Payload;
+use phalanx_core::{Hurry, SendError, State, Status, WorkerId, WorkerView};
+use serde::Serialize;
+use std::future::Future;
+use std::os::unix::net::UnixStream;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use tokio::sync::{mpsc, oneshot};
+
+/// A running cluster. Works from any thread and any runtime, or none. When the last handle is dropped, the
+/// cluster stops.
+#[derive(Clone, Debug)]
+pub struct Primary {
+    commands: Arc<Commands>,
+}
+
+#[derive(Debug)]
+struct Commands(mpsc::UnboundedSender<Command>);
+
+impl Drop for Commands {
+    fn drop(&mut self) {
+        let _ = self.0.send(Box::new(|driver| driver.stop(Hurry::Graceful)));
+    }
+}
+
+impl Primary {
+    pub(crate) fn new(commands: mpsc::UnboundedSender<Command>) -> Primary {
+        Primary { commands: Arc::new(Commands(commands)) }
+    }
+
+    /// Asks the cluster's thread and waits for its answer, which never waits for anything else.
+    fn ask<T: Send + 'static>(&self, ask: impl FnOnce(&mut Driver) -> T + Send + 'static) -> Result<T> {
+        let (answer, answered) = std::sync::mpsc::sync_channel(1);
+        let command: Command = Box::new(move |driver| {
+            let _ = answer.send(ask(driver));
+        });
+        self.commands.0.send(command).map_err(|_| Error::Ended)?;
+        answered.recv().map_err(|_| Error::Ended)
+    }
+
+    /// Starts one worker, with these variables on top of everybody's. Returns once its program runs.
+    ///
+    /// # Errors
+    ///
+    /// The program could not be run; no id was consumed (DEC-13).
+    pub fn fork<K: Into<String>, V: Into<String>>(
+        &self,
+        env: impl IntoIterator<Item = (K, V)>,
+    ) -> Result<WorkerRef, ForkError> {
+        let env = env.into_iter().map(|(k, v)| (k.into(), v.into())).collect();
+        let id = self
+            .ask(move |driver| driver.fork(env))
+            .map_err(|error| ForkError(error.to_string()))?
+            .map_err(ForkError)?;
+        Ok(WorkerRef { primary: self.clone(), id })
+    }
+
+    /// Everything that happens from now on.
+    pub fn events(&self) -> Events {
+        self.ask(|driver| driver.hub.subscribe()).unwrap_or_else(|_| crate::event::Hub::default().subscribe())
+    }
+
+    /// Everything that has happened since the start, as far as it fits, and from now on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Ended`].
+    pub fn status(&self) -> Result<Status> {
+        self.ask(|driver| driver.status())
+    }
+
+    /// Every worker that is not gone.
+    pub fn workers(&self) -> Vec<WorkerRef> {
+        let ids = self.ask(|driver| driver.core.workers().map(|view| view.id).collect::<Vec<_>>());
+        ids.unwrap_or_default().into_iter().map(|id| WorkerRef { primary: self.clone(), id }).collect()
+    }
+
+    /// One worker, if it is not gone.
+    pub fn worker(&self, id: WorkerId) -> Option<WorkerRef> {
+        self.ask(move |driver| driver.core.worker(id).is_some())
+            .ok()
+            .filter(|exists| *exists)
+            .map(|_| WorkerRef { primary: self.clone(), id })
+    }
+
+    /// The address of a configured listener.
+    pub fn address(&self, name: &str) -> Option<String> {
+        let name = name.to_owned();
+        self.ask(move |driver| driver.core.address_of(&name).map(ToString::to_string)).ok().flatten()
+    }
+
+    /// Asks every worker to leave, and leaves the processes alone (DISC-09).
+    pub fn disconnect(&self) -> Progress {
+        self.ending(|driver| driver.disconnect())
+    }
+
+    /// Ends everything: ask, drain, signal, kill, each with its deadline. May be called again with more hurry.
+    pub fn stop(&self, hurry: Hurry) -> Progress {
+        self.ending(move |driver| driver.stop(hurry))
+    }
+
+    fn ending(&self, begin: impl FnOnce(&mut Driver) + Send + 'static) -> Progress {
+        let (done, progress) = oneshot::channel();
+        let command: Command = Box::new(move |driver| {
+            driver.when_finished(done);
+            begin(driver);
+        });
+        let _ = self.commands.0.send(command);
+        Progress(progress)
+    }
+
+    /// The last lines that the worker of a slot printed, oldest first, if output is captured.
+    pub fn last_lines(&self, slot: phalanx_core::Slot) -> Vec<String> {
+        self.ask(move |driver| driver.last_lines(slot)).unwrap_or_default()
+    }
+}
+
+/// Something under way. Dropping it does not stop it.
+#[derive(Debug)]
+pub struct Progress(oneshot::Receiver<()>);
+
+impl Progress {
+    /// Waits without a runtime. Panics inside of one, as `tokio`'s blocking calls do.
+    pub fn wait(self) {
+        let _ = self.0.blocking_recv();
+    }
+}
+
+impl Future for Progress {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        // The sender is dropped when the cluster ends: then it is over, too.
+        Pin::new(&mut self.0).poll(cx).map(drop)
+    }
+}
+
+/// One worker, seen from the primary.
+#[derive(Clone, Debug)]
+pub struct WorkerRef {
+    primary: Primary,
+    id: WorkerId,
+}
+
+impl WorkerRef {
+    /// Its incarnation.
+    pub fn id(&self) -> WorkerId {
+        self.id
+    }
+
+    /// What is known of it now; `None` when it is gone.
+    pub fn view(&self) -> Option<WorkerView> {
+        let id = self.id;
+        self.primary.ask(move |driver| driver.core.worker(id)).ok().flatten()
+    }
+
+    /// Its process, while it is not gone.
+    pub fn pid(&self) -> Option<u32> {
+        self.view().map(|view| view.pid)
+    }
+
+    /// Its state.
+    pub fn state(&self) -> State {
+        self.view().map_or(State::Gone, |view| view.state)
+    }
+
+    /// Sends it a message.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`]: its channel is closed, or too much waits to be read; nothing was queued.
+    pub fn try_send(&self, message: &impl Serialize) -> Result<(), SendError> {
+        let payload = Payload::encode(message).map_err(|_| SendError::Closed)?;
+        let id = self.id;
+        self.primary.ask(move |driver| driver.send(id, &payload)).unwrap_or(Err(SendError::Closed))
+    }
+
+    /// Opens a connection to this very worker, on a listener that it holds: by hand-over, whatever the
+    /// mechanism of the listener.
+    ///
+    /// # Errors
+    ///
+    /// It does not hold a listener with this key or name.
+    pub fn connect(&self, listener: &str) -> std::io::Result<UnixStream> {
+        let (ours, theirs) = phalanx_os::conn::unix_pair()?;
+        let (id, key) = (self.id, listener.to_owned());
+        let given = self.primary.ask(move |driver| driver.address(id, &key, theirs)).unwrap_or(false);
+        if !given {
+            return Err(std::io::Error::new(
+                std::io::ErrorKind::NotFound,
+                format!("worker {id} does not hold the listener `{listener}`"),
+            ));
+        }
+        phalanx_os::conn::set_nonblocking(&ours, false)?;
+        Ok(UnixStream::from(ours))
+    }
+
+    /// Asks it to leave, and leaves its process alone. Done when its channel is closed.
+    pub fn disconnect(&self) -> Progress {
+        self.leave(None, |state| state >= State::Disconnected)
+    }
+
+    /// Asks it to leave; this signal follows when it has drained, or did not in time, and then SIGKILL. Done
+    /// when its process has ended.
+    pub fn kill(&self, signal: i32) -> Progress {
+        self.leave(Some(signal), |state| !state.is_alive())
+    }
+
+    fn leave(&self, then: Option<i32>, until: fn(State) -> bool) -> Progress {
+        let (done, progress) = oneshot::channel();
+        let id = self.id;
+        let command: Command = Box::new(move |driver| {
+            driver.when(id, until, done);
+            driver.leave(id, then);
+        });
+        let _ = self.primary.commands.0.send(command);
+        Progress(progress)
+    }
+
+    /// Sends a raw signal, now. Whether it was delivered.
+    pub fn signal(&self, signal: i32) -> bool {
+        let id = self.id;
+        self.primary.ask(move |driver| driver.signal(id, signal)).unwrap_or(false)
+    }
+}
+
+/// Whether an event is worth a warning in a log.
+impl Event {
+    /// Something that an operator should look at.
+    pub fn is_trouble(&self) -> bool {
+        matches!(
+            self,
+            Event::ForkFailed { .. }
+                | Event::BindFailed { .. }
+                | Event::Violation { .. }
+                | Event::Degraded { .. }
+                | Event::OutOfFiles { .. }
+        )
+    }
+}

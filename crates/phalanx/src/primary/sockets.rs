@@ -1,0 +1,57 @@
+//! Sockets that the primary holds.
+
+use phalanx_core::{BindSpec, BoundAddress};
+use phalanx_os::{Address, LocalAddress, SocketFile, listener};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+/// A socket, and its file if it is a Unix socket.
+#[derive(Debug)]
+pub(super) struct Socket {
+    pub(super) fd: Arc<OwnedFd>,
+    pub(super) file: Option<SocketFile>,
+}
+
+/// Binds, and listens on, what core asked for.
+pub(super) fn bind(spec: &BindSpec, backlog: u32) -> io::Result<(Socket, BoundAddress)> {
+    let bound = match spec {
+        BindSpec::Tcp { address: Some(ip), port, v6only } => {
+            listener::bind(&Address::Tcp { addr: SocketAddr::new(*ip, *port), v6only: *v6only })
+        }
+        // Any address means both families, or IPv4 where there is no IPv6 (LISTEN-04).
+        BindSpec::Tcp { address: None, port, v6only } => {
+            let any = |ip: IpAddr| Address::Tcp { addr: SocketAddr::new(ip, *port), v6only: *v6only };
+            listener::bind(&any(Ipv6Addr::UNSPECIFIED.into())).or_else(|error| {
+                if error.kind() == io::ErrorKind::AddrInUse {
+                    Err(error)
+                } else {
+                    listener::bind(&any(Ipv4Addr::UNSPECIFIED.into()))
+                }
+            })
+        }
+        BindSpec::Udp { address, port, v6only, reuse_addr } => listener::bind(&Address::Udp {
+            addr: SocketAddr::new(*address, *port),
+            v6only: *v6only,
+            reuse_addr: *reuse_addr,
+        }),
+        BindSpec::Unix { path, mode, readable_all, writable_all } => {
+            // Connecting needs the right to write; Node's two options widen what umask left.
+            let widened =
+                if *writable_all { Some(0o777) } else { readable_all.then_some(0o755) };
+            listener::bind(&Address::Unix { path: path.into(), mode: mode.or(widened) })
+        }
+        _ => Err(io::Error::from_raw_os_error(22)),
+    }?;
+    if !matches!(spec, BindSpec::Udp { .. }) {
+        listener::listen(&bound.fd, backlog)?;
+    }
+    let address = match (bound.local, spec) {
+        (LocalAddress::Inet(addr), _) => BoundAddress::Inet(addr),
+        (_, BindSpec::Unix { path, .. }) => BoundAddress::Unix(path.clone()),
+        (LocalAddress::Unix(path), _) => BoundAddress::Unix(path.to_string_lossy().into_owned()),
+        (LocalAddress::Unnamed, _) => BoundAddress::Unix(String::new()),
+    };
+    Ok((Socket { fd: Arc::new(bound.fd), file: bound.file }, address))
+}
