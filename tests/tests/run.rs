@@ -1,0 +1,126 @@
+//! The program: what it serves, what it says, how it ends.
+
+use phalanx_tests::lab;
+use phalanx_tests::load::Load;
+use phalanx_tests::process::{Phalanx, Signal, free_port, wait_answer};
+use std::process::{Command, Output};
+
+fn phalanx(arguments: &[&str]) -> Output {
+    let dir = std::env::temp_dir().join(format!("phalanx-usage-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).expect("a directory");
+    Command::new(lab::binary("phalanx"))
+        .args(arguments)
+        .env("XDG_RUNTIME_DIR", &dir)
+        .output()
+        .expect("phalanx runs")
+}
+
+/// A mistake costs one sentence and a documented code.
+fn assert_refused(arguments: &[&str], code: i32, words: &str) {
+    let output = phalanx(arguments);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+    assert!(said.contains(words), "{arguments:?}: {said}");
+}
+
+#[test]
+fn mistakes_are_explained() {
+    assert_refused(&["run", "--", "no-such-program-anywhere"], 2, "no such program");
+    assert_refused(&["run", "--", "/etc/passwd"], 2, "not executable");
+    assert_refused(&["run", "-w", "0", "--", "true"], 2, "at least 1");
+    assert_refused(&["run", "-w", "many", "--", "true"], 2, "number");
+    assert_refused(&["run", "--", "npm", "start"], 2, "`npm`");
+    assert_refused(&["run", "-l", "nonsense", "--", "true"], 2, "no address");
+    assert_refused(&["run", "--mechanism", "handoff", "--channel", "none", "--", "true"], 2, "channel");
+    assert_refused(&["run", "-e", "novalue", "--", "true"], 2, "NAME=VALUE");
+    assert_refused(&["status", "-n", "nobody"], 5, "nobody");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("an address").to_string();
+    assert_refused(&["run", "-l", &address, "--channel", "none", "--", "sleep", "600"], 3, "in use");
+}
+
+#[test]
+fn express_runs_unmodified() {
+    let Some(node) = lab::node("20") else { return };
+    let port = free_port();
+    let mut phalanx = Phalanx::run("express")
+        .workers(4)
+        .env("PORT", port.to_string())
+        .start([node.into_os_string(), lab::fixture("express.js").into_os_string()]);
+    phalanx.wait_status("it listens", |status| {
+        status["workers"].as_array().is_some_and(|all| all.iter().all(|worker| worker["state"] == "listening"))
+    });
+    let ledger = Load::port(port).clients(8).connections(400).run();
+    ledger.assert_all_served();
+    assert_eq!(ledger.workers.len(), 4, "{ledger}");
+    phalanx.finish();
+}
+
+#[test]
+fn socket_io_runs_unmodified_when_sticky() {
+    let Some(node) = lab::node("20") else { return };
+    let port = free_port();
+    let mut phalanx = Phalanx::run("socketio")
+        .workers(4)
+        .options(["-p", "sticky"])
+        .env("PORT", port.to_string())
+        .start([node.clone().into_os_string(), lab::fixture("socketio.js").into_os_string()]);
+    phalanx.wait_status("it listens", |status| {
+        status["workers"].as_array().is_some_and(|all| all.iter().all(|worker| worker["state"] == "listening"))
+    });
+    let mut clients = lab::node_command("20", "socketio-clients.js").expect("node");
+    let output = clients.arg(format!("http://127.0.0.1:{port}")).arg("40").output().expect("clients run");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let told: serde_json::Value = serde_json::from_str(said.trim()).expect("one line of JSON");
+    assert_eq!((&told["ok"], &told["failed"]), (&40.into(), &0.into()), "{told}");
+    phalanx.finish();
+}
+
+#[test]
+fn a_plain_program_gets_its_socket() {
+    let Some(uvicorn) = lab::uvicorn() else { return };
+    let port = free_port();
+    let phalanx = Phalanx::run("uvicorn")
+        .workers(2)
+        .options(["-l", &format!("127.0.0.1:{port}")])
+        .start([
+            uvicorn.into_os_string(),
+            "--app-dir".into(),
+            lab::root().join("tests/python").into_os_string(),
+            "app:app".into(),
+            "--fd".into(),
+            "3".into(),
+        ]);
+    wait_answer(port);
+    Load::port(port).clients(8).connections(200).run().assert_all_served();
+    assert_eq!(phalanx.status()["listeners"][0]["mechanism"], "share");
+    phalanx.finish();
+}
+
+#[test]
+fn stop_ends_everything() {
+    let Some(node) = lab::node("20") else { return };
+    let port = free_port();
+    let mut phalanx = Phalanx::run("stop")
+        .workers(2)
+        .env("PORT", port.to_string())
+        .start([node.into_os_string(), lab::fixture("http.js").into_os_string()]);
+    wait_answer(port);
+    phalanx.tell("stop", [] as [&str; 0]);
+    assert_eq!(phalanx.wait().code(), Some(0));
+    phalanx.finish();
+}
+
+#[test]
+fn a_terminal_s_interrupt_stops_gracefully() {
+    let Some(node) = lab::node("20") else { return };
+    let port = free_port();
+    let mut phalanx = Phalanx::run("interrupt")
+        .workers(2)
+        .env("PORT", port.to_string())
+        .start([node.into_os_string(), lab::fixture("http.js").into_os_string()]);
+    wait_answer(port);
+    phalanx.signal(Signal::INT);
+    assert_eq!(phalanx.wait().code(), Some(130));
+    phalanx.finish_with(130);
+}
