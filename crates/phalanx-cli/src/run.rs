@@ -109,7 +109,7 @@ pub(crate) fn supervise(
                 event = events.recv() => match event {
                     Some(Event::Finished) | None => break,
                     Some(event) => {
-                        if let Event::Exit { ended, .. } = &event {
+                        if let Event::Exit { ended, exited_after_disconnect: false, .. } = &event {
                             failed |= !ended.is_success();
                         }
                         hear(primary, &event);
