@@ -23,7 +23,6 @@ static SIGNALS: Once = Once::new();
 /// none.
 ///
 /// When the signals cannot be watched, that is logged and they keep their meaning.
-#[must_use]
 pub fn draining() -> Draining {
     if let Err(error) = crate::worker::worker() {
         tracing::error!(%error, "this process cannot be the worker that it was started as");

@@ -16,6 +16,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
 use super::ListenOptions;
+use crate::worker::background;
 use crate::worker::driver::{Command, Grant, Ticket};
 use crate::worker::queue::Queue;
 use crate::worker::{self, Worker};
@@ -249,7 +250,7 @@ impl Source {
     /// To be called in a runtime, which will watch the socket.
     pub(crate) fn new(opened: Opened) -> io::Result<Self> {
         let handed = opened.handed.map(|(queue, ticket)| Handed { queue, ticket });
-        let socket = opened.socket.map(|socket| AsyncFd::new(Socket(socket))).transpose()?;
+        let socket = opened.socket.map(|socket| background::watched(Socket(socket))).transpose()?;
         let backend = match (socket, handed) {
             (Some(socket), Some(handed)) => Backend::Shared { socket, handed },
             (Some(socket), None) => Backend::Own { socket },

@@ -15,7 +15,7 @@ use super::source::{Source, Wanted, open, open_first};
 ///
 /// In a worker, connections come from the primary, or from a socket that it lends; alone, from a socket of a
 /// service manager (`LISTEN_FDS`) that has the address, or else from one that is bound here. Once
-/// [draining](crate::draining) has begun, no connection is accepted any more. Dropping it gives it up.
+/// [draining](crate::drain::draining) has begun, no connection is accepted any more. Dropping it gives it up.
 #[derive(Debug)]
 pub struct TcpListener(Source);
 

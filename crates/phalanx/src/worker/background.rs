@@ -1,11 +1,13 @@
 //! The one thread of this library in a worker or a standalone program, and waiting without a runtime.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 
+use tokio::io::unix::AsyncFd;
 use tokio::runtime::{Builder, Handle};
 
 static HANDLE: OnceLock<Handle> = OnceLock::new();
@@ -36,10 +38,15 @@ impl Wake for Unpark {
     }
 }
 
+thread_local! {
+    /// One for each thread, so that who registers it twice can see that.
+    static WAKER: Waker = Waker::from(Arc::new(Unpark(thread::current())));
+}
+
 /// Waits on this thread, whether it has a runtime or not.
 pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     let mut future = pin!(future);
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let waker = WAKER.with(Waker::clone);
     let mut cx = Context::from_waker(&waker);
     loop {
         if let Poll::Ready(output) = future.as_mut().poll(&mut cx) {
@@ -47,4 +54,10 @@ pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
         }
         thread::park();
     }
+}
+
+/// Has an fd watched by the current runtime. `fd` must own what it names, and always name the same.
+#[expect(deprecated, reason = "its successor differs in being unsafe; the callers' types own their fd")]
+pub(crate) fn watched<T: AsRawFd>(fd: T) -> io::Result<AsyncFd<T>> {
+    AsyncFd::new(fd)
 }

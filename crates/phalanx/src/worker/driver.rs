@@ -16,6 +16,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::background;
 use super::queue::Queue;
 
 /// The most that waits to be written before [`send`](super::Worker::send) says so.
@@ -187,7 +188,7 @@ pub(crate) fn start(channel: Channel, inbox: Arc<Inbox>) -> io::Result<Commands>
     let (own, commands) = mpsc::unbounded_channel();
     let driver = Driver {
         core: Core::new(DEFAULT_MAX_MESSAGE, OUTBOX_MAX),
-        channel: Some(AsyncFd::new(End(channel))?),
+        channel: Some(background::watched(End(channel))?),
         own: own.clone(),
         inbox,
         listeners: BTreeMap::new(),
@@ -504,4 +505,98 @@ fn refusal(errno: i32) -> io::Error {
 #[expect(clippy::exit, reason = "a worker without its primary ends at once")]
 fn exit() -> ! {
     std::process::exit(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use phalanx_core::wire::Family;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::os::unix::net::UnixStream;
+
+    use crate::worker::background::block_on;
+
+    /// A primary by hand.
+    struct Primary {
+        bytes: UnixStream,
+        channel: Channel,
+        heard: String,
+    }
+
+    impl Primary {
+        fn hear(&mut self, what: &str) {
+            while !self.heard.contains(what) {
+                let mut buffer = [0; 4096];
+                let len = self.bytes.read(&mut buffer).unwrap();
+                assert_ne!(len, 0, "the worker went away; it had said {}", self.heard);
+                self.heard.push_str(std::str::from_utf8(&buffer[..len]).unwrap());
+            }
+        }
+
+        fn say(&mut self, line: &str) {
+            self.channel.send(format!("{line}\n").as_bytes(), None).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_connection_is_the_applications_once_it_is_taken() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        let bytes = UnixStream::from(theirs.try_clone().unwrap());
+        let mut primary = Primary { bytes, channel: Channel::from_fd(theirs).unwrap(), heard: String::new() };
+        primary.bytes.set_nonblocking(false).unwrap();
+        let inbox = Arc::new(Inbox::default());
+        let commands = {
+            let _inside = background::handle().unwrap().enter();
+            start(ours, Arc::clone(&inbox)).unwrap()
+        };
+        primary.hear("online");
+
+        let (reply, answer) = oneshot::channel();
+        let request = ListenRequest {
+            address: Some("127.0.0.1".into()),
+            port: Some(0),
+            family: Some(Family::Tcp4),
+            ..ListenRequest::default()
+        };
+        commands.send(Command::Listen { request, reply }).unwrap();
+        primary.hear("queryServer");
+        primary.say(concat!(
+            r#"{"cmd":"NODE_CLUSTER","errno":null,"key":"k","ack":1,"data":null,"#,
+            r#""sockname":{"address":"127.0.0.1","family":"IPv4","port":8124},"seq":0}"#
+        ));
+        let grant = block_on(answer).unwrap().unwrap();
+        assert_eq!(grant.address, Some("127.0.0.1:8124".parse().unwrap()));
+        primary.hear(r#""act":"listening""#);
+
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut clients = Vec::new();
+        for seq in [2, 3] {
+            clients.push(TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+            let connection = OwnedFd::from(listener.accept().unwrap().0);
+            let line = format!(
+                "{{\"cmd\":\"NODE_HANDLE\",\"type\":\"net.Native\",\"msg\":{{\"cmd\":\"NODE_CLUSTER\",\"act\":\"newconn\",\"key\":\"k\",\"seq\":{seq}}}}}\n"
+            );
+            primary.channel.send(line.as_bytes(), Some(connection.as_fd())).unwrap();
+        }
+        let taken = block_on(std::future::poll_fn(|cx| grant.queue.poll_take(cx)));
+        // Nobody told the driver: closing finds out what was taken.
+        drop(grant);
+        primary.hear(r#""ack":2,"accepted":true"#);
+        primary.hear(r#""ack":3,"accepted":false"#);
+        primary.hear(r#""act":"close""#);
+        let mut served = TcpStream::from(taken);
+        served.write_all(b"x").unwrap();
+        clients[0].read_exact(&mut [0]).unwrap();
+
+        primary.say(r#"{"hello":1}"#);
+        let mut messages = inbox.subscribe();
+        assert_eq!(messages.blocking_recv().unwrap()["hello"], 1);
+        let (reply, answer) = oneshot::channel();
+        commands.send(Command::Send(Payload::encode("there").unwrap(), reply)).unwrap();
+        block_on(answer).unwrap().unwrap();
+        primary.hear("\"there\"\n");
+        // The end of the channel would end this very process.
+        std::mem::forget(primary);
+    }
 }

@@ -142,7 +142,6 @@ impl Worker {
     }
 
     /// Resolves when this worker is asked to leave; see [`draining`](crate::drain::draining).
-    #[must_use]
     pub fn draining(&self) -> Draining {
         crate::drain::draining()
     }
@@ -183,7 +182,6 @@ impl Worker {
 
     /// Tells the primary that this is meant, and ends the process with status 0. Connections are not waited
     /// for.
-    #[expect(clippy::exit, reason = "to end the process is what it is for")]
     pub fn kill(&self) -> ! {
         let (killed, answer) = std::sync::mpsc::channel();
         self.tell(Command::Kill(killed));

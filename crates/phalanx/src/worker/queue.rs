@@ -7,6 +7,9 @@ use std::task::{Context, Poll, Waker};
 
 use phalanx_core::Offer;
 
+/// Those who gave up waiting leave their waker behind; with so many, all are woken to ask again.
+const MOST_WAKERS: usize = 256;
+
 /// Taking a connection and closing the queue exclude each other: a connection is either the application's,
 /// and then its offer stands under `taken` until the driver has answered it, or it goes to another worker.
 #[derive(Debug, Default)]
@@ -46,7 +49,11 @@ impl Queue {
             return Poll::Ready(connection);
         }
         if !state.closed && !state.wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
+            let stale =
+                if state.wakers.len() < MOST_WAKERS { Vec::new() } else { std::mem::take(&mut state.wakers) };
             state.wakers.push(cx.waker().clone());
+            drop(state);
+            stale.into_iter().for_each(Waker::wake);
         }
         Poll::Pending
     }
