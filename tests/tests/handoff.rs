@@ -79,7 +79,9 @@ fn killed_workers_take_only_what_they_had_taken() {
         let victim = number(&status["workers"][usize::try_from(n).unwrap() % 4]["pid"]);
         kill(u32::try_from(victim).unwrap(), Signal::KILL).expect("kill");
         phalanx.wait_status("it was noticed", |status| {
-            status["workers"].as_array().is_some_and(|all| all.iter().all(|worker| number(&worker["pid"]) != victim))
+            status["workers"]
+                .as_array()
+                .is_some_and(|all| all.iter().all(|worker| number(&worker["pid"]) != victim))
         });
     }
     let ledger = load.stop();
@@ -107,7 +109,8 @@ fn the_port_stays_while_all_workers_are_dead() {
     load.wait_served(served + 500);
     let ledger = load.stop();
     let status = phalanx.wait_status("all is quiet", |status| {
-        listening(status, 3) && number(&status["ledger"]["pending"]) + number(&status["ledger"]["in_flight"]) == 0
+        listening(status, 3)
+            && number(&status["ledger"]["pending"]) + number(&status["ledger"]["in_flight"]) == 0
     });
     assert_ledger(&status);
     assert_only_taken_failed(&ledger, &status);

@@ -48,7 +48,9 @@ fn express_runs_unmodified() {
         .env("PORT", port.to_string())
         .start([node.into_os_string(), lab::fixture("express.js").into_os_string()]);
     phalanx.wait_status("it listens", |status| {
-        status["workers"].as_array().is_some_and(|all| all.iter().all(|worker| worker["state"] == "listening"))
+        status["workers"]
+            .as_array()
+            .is_some_and(|all| all.iter().all(|worker| worker["state"] == "listening"))
     });
     let ledger = Load::port(port).clients(8).connections(400).run();
     ledger.assert_all_served();
@@ -66,7 +68,9 @@ fn socket_io_runs_unmodified_when_sticky() {
         .env("PORT", port.to_string())
         .start([node.clone().into_os_string(), lab::fixture("socketio.js").into_os_string()]);
     phalanx.wait_status("it listens", |status| {
-        status["workers"].as_array().is_some_and(|all| all.iter().all(|worker| worker["state"] == "listening"))
+        status["workers"]
+            .as_array()
+            .is_some_and(|all| all.iter().all(|worker| worker["state"] == "listening"))
     });
     let mut clients = lab::node_command("20", "socketio-clients.js").expect("node");
     let output = clients.arg(format!("http://127.0.0.1:{port}")).arg("40").output().expect("clients run");
@@ -80,17 +84,14 @@ fn socket_io_runs_unmodified_when_sticky() {
 fn a_plain_program_gets_its_socket() {
     let Some(uvicorn) = lab::uvicorn() else { return };
     let port = free_port();
-    let phalanx = Phalanx::run("uvicorn")
-        .workers(2)
-        .options(["-l", &format!("127.0.0.1:{port}")])
-        .start([
-            uvicorn.into_os_string(),
-            "--app-dir".into(),
-            lab::root().join("tests/python").into_os_string(),
-            "app:app".into(),
-            "--fd".into(),
-            "3".into(),
-        ]);
+    let phalanx = Phalanx::run("uvicorn").workers(2).options(["-l", &format!("127.0.0.1:{port}")]).start([
+        uvicorn.into_os_string(),
+        "--app-dir".into(),
+        lab::root().join("tests/python").into_os_string(),
+        "app:app".into(),
+        "--fd".into(),
+        "3".into(),
+    ]);
     wait_answer(port);
     Load::port(port).clients(8).connections(200).run().assert_all_served();
     assert_eq!(phalanx.status()["listeners"][0]["mechanism"], "share");

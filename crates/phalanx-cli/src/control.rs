@@ -21,8 +21,7 @@ pub(crate) fn directory() -> Option<PathBuf> {
         Some(dir) if !dir.is_empty() => Some(Path::new(&dir).join("phalanx")),
         _ => {
             let run = Path::new("/run/phalanx");
-            let writable = run.is_dir()
-                || std::fs::DirBuilder::new().mode(0o700).create(run).is_ok();
+            let writable = run.is_dir() || std::fs::DirBuilder::new().mode(0o700).create(run).is_ok();
             writable.then(|| run.to_owned())
         }
     }
@@ -49,7 +48,10 @@ impl Door {
         let _ = std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o700));
         let wanted = asked.unwrap_or(made_up);
         if wanted.is_empty() || wanted.contains('/') || wanted.starts_with('.') {
-            return Err(Failure::new(Code::Usage, format!("`{wanted}` cannot be a name: use letters and digits")));
+            return Err(Failure::new(
+                Code::Usage,
+                format!("`{wanted}` cannot be a name: use letters and digits"),
+            ));
         }
         for n in 1..100 {
             let name = if n == 1 { wanted.to_owned() } else { format!("{wanted}-{n}") };
@@ -60,7 +62,9 @@ impl Door {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                     return Err(Failure::new(
                         Code::Instance,
-                        format!("`{name}` runs already: stop it with `phalanx stop -n {name}`, or use another name"),
+                        format!(
+                            "`{name}` runs already: stop it with `phalanx stop -n {name}`, or use another name"
+                        ),
                     ));
                 }
                 Err(error) => {
@@ -69,7 +73,10 @@ impl Door {
                 }
             }
         }
-        Err(Failure::new(Code::Instance, format!("a hundred instances are called `{wanted}`: give a name with -n")))
+        Err(Failure::new(
+            Code::Instance,
+            format!("a hundred instances are called `{wanted}`: give a name with -n"),
+        ))
     }
 
     /// Serves until the process ends.
@@ -150,7 +157,10 @@ fn answer(primary: &Primary, name: &str, request: &Request<Incoming>) -> Respons
             drop(primary.stop(hurry));
             reply(StatusCode::ACCEPTED, "{\"stopping\":true}\n".to_owned())
         }
-        _ => reply(StatusCode::NOT_FOUND, "no such thing; try /v1/status, /v1/events, POST /v1/stop\n".to_owned()),
+        _ => reply(
+            StatusCode::NOT_FOUND,
+            "no such thing; try /v1/status, /v1/events, POST /v1/stop\n".to_owned(),
+        ),
     }
 }
 
@@ -234,8 +244,6 @@ fn find(name: Option<&str>) -> Result<PathBuf, Failure> {
     match (sockets.pop(), sockets.is_empty()) {
         (None, _) => Err(none()),
         (Some(only), true) => Ok(only),
-        (Some(_), false) => {
-            Err(Failure::new(Code::Usage, "several instances run: say which with -n NAME"))
-        }
+        (Some(_), false) => Err(Failure::new(Code::Usage, "several instances run: say which with -n NAME")),
     }
 }

@@ -41,15 +41,18 @@ pub(crate) fn run(args: args::Run) -> Result<Code, Failure> {
         builder = builder.cwd(cwd);
     }
     for pair in &args.env {
-        let (name, value) = pair.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or_else(|| {
-            Failure::new(Code::Usage, format!("`{pair}` is no variable: write NAME=VALUE"))
-        })?;
+        let (name, value) = pair
+            .split_once('=')
+            .filter(|(name, _)| !name.is_empty())
+            .ok_or_else(|| Failure::new(Code::Usage, format!("`{pair}` is no variable: write NAME=VALUE")))?;
         builder = builder.env(name, value);
     }
     for (n, listen) in args.listen.iter().enumerate() {
         let (name, address) = match listen.split_once('=') {
             Some((name, address)) => (name.to_owned(), address),
-            None => (if n == 0 { "default".to_owned() } else { format!("default-{}", n + 1) }, listen.as_str()),
+            None => {
+                (if n == 0 { "default".to_owned() } else { format!("default-{}", n + 1) }, listen.as_str())
+            }
         };
         builder = builder.listen(&name, address);
     }

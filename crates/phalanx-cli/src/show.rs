@@ -51,7 +51,11 @@ fn table(status: &Value) -> String {
         Value::String(text) => text.clone(),
         other => other.to_string(),
     };
-    let mut rows = vec![["SLOT", "ID", "PID", "STATE", "GEN", "UPTIME", "RESTARTS", "TAKEN", "RSS", "LAST END"].map(str::to_owned).to_vec()];
+    let mut rows = vec![
+        ["SLOT", "ID", "PID", "STATE", "GEN", "UPTIME", "RESTARTS", "TAKEN", "RSS", "LAST END"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
     for worker in status["workers"].as_array().into_iter().flatten() {
         rows.push(vec![
             text(&worker["slot"]),
@@ -117,7 +121,11 @@ fn end(last: &Value) -> String {
     if let Some(code) = ended["code"].as_i64() {
         return format!("exit {code}");
     }
-    match ended["signal"][0].as_i64().and_then(|n| i32::try_from(n).ok()).and_then(phalanx_os::Signal::from_raw) {
+    match ended["signal"][0]
+        .as_i64()
+        .and_then(|n| i32::try_from(n).ok())
+        .and_then(phalanx_os::Signal::from_raw)
+    {
         Some(signal) => signal.to_string(),
         None => "-".to_owned(),
     }
@@ -128,7 +136,8 @@ fn align(rows: &[Vec<String>], out: &mut String) {
     let widths: Vec<usize> =
         (0..columns).map(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0)).collect();
     for row in rows {
-        let line: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let line: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         out.push_str(line.join("  ").trim_end());
         out.push('\n');
     }

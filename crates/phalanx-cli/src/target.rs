@@ -73,7 +73,8 @@ fn has_node_shebang(program: &OsStr) -> bool {
     let mut head = [0u8; 128];
     let Ok(count) = file.read(&mut head) else { return false };
     let line = head[..count].split(|&byte| byte == b'\n').next().unwrap_or(&[]);
-    line.starts_with(b"#!") && String::from_utf8_lossy(line).split(['/', ' ']).any(|word| word.trim() == "node")
+    line.starts_with(b"#!")
+        && String::from_utf8_lossy(line).split(['/', ' ']).any(|word| word.trim() == "node")
 }
 
 fn runs_a_script(args: &[OsString]) -> bool {
@@ -96,7 +97,9 @@ fn refuse_package_manager(manager: &str, args: &[OsString]) -> Failure {
     };
     Failure::new(
         Code::Usage,
-        format!("`{manager}` starts the program as a child of its own, which would get no connections: {advice}"),
+        format!(
+            "`{manager}` starts the program as a child of its own, which would get no connections: {advice}"
+        ),
     )
 }
 

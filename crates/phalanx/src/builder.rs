@@ -231,12 +231,14 @@ impl Builder {
         }
         if self.config.mechanism == Mechanism::Handoff && self.config.speaks == Speaks::Nothing {
             return Err(Error::Config(
-                "hand-off needs a channel, and a plain program has none: use share, or give it one".to_owned(),
+                "hand-off needs a channel, and a plain program has none: use share, or give it one"
+                    .to_owned(),
             ));
         }
         if self.config.mechanism == Mechanism::Share && self.config.policy == Policy::Sticky {
             return Err(Error::Config(
-                "share leaves the choice to the operating system, so it cannot be sticky: use hand-off".to_owned(),
+                "share leaves the choice to the operating system, so it cannot be sticky: use hand-off"
+                    .to_owned(),
             ));
         }
         self.config.window = self.window.unwrap_or(if self.config.speaks == Speaks::Node { 4 } else { 16 });
@@ -251,8 +253,8 @@ fn parse_address(text: &str) -> Result<BindSpec> {
     }
     if text.starts_with('/') || text.starts_with("./") || text.starts_with("unix:") {
         let path = text.strip_prefix("unix:").unwrap_or(text);
-        let path = std::path::absolute(path)
-            .map_err(|source| Error::Listen { address: text.to_owned(), source })?;
+        let path =
+            std::path::absolute(path).map_err(|source| Error::Listen { address: text.to_owned(), source })?;
         return Ok(BindSpec::Unix {
             path: path.to_string_lossy().into_owned(),
             mode: None,

@@ -3,6 +3,25 @@
 //! A *primary* starts *workers*, owns every listening socket, decides which worker gets which connection,
 //! carries messages, and replaces what dies.
 //!
+//! # A worker
+//!
+//! Take [`net::TcpListener`] in place of tokio's, and the same program works alone, under `phalanx run`, under
+//! socket activation, and as a worker of a Node.js cluster.
+//!
+//! ```no_run
+//! # async fn serve(_: phalanx::net::TcpListener) {}
+//! # async fn example() -> std::io::Result<()> {
+//! let listener = phalanx::net::TcpListener::bind("0.0.0.0:3000").await?;
+//! tokio::select! {
+//!     () = serve(listener) => {}
+//!     () = phalanx::draining() => {} // leave: nothing new comes, end what is there
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # A primary
+//!
 //! ```no_run
 //! use phalanx::{Cluster, Hurry};
 //!
@@ -17,12 +36,16 @@
 //! ```
 
 mod builder;
+mod drain;
 mod error;
 mod event;
+pub mod net;
 mod primary;
 mod watch;
+pub mod worker;
 
 pub use builder::{Builder, Cluster, Line, Output};
+pub use drain::{Draining, draining};
 pub use error::{Error, ForkError, Result};
 pub use event::{Event, Events};
 pub use phalanx_core::policy::{Candidate, Candidates, PolicyImpl};
@@ -32,3 +55,4 @@ pub use phalanx_core::{
     WorkerId, WorkerStatus, WorkerView,
 };
 pub use primary::{Primary, Progress, WorkerRef};
+pub use worker::{InitError, Messages, Worker, init, worker};

@@ -1,7 +1,7 @@
 //! How a worker's process is started: its environment and its fds, exactly.
 
 use crate::builder::Output;
-use phalanx_core::{Speaks, Spawn};
+use phalanx_core::{Spawn, Speaks};
 use phalanx_os::{Channel, Process, Signal};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;

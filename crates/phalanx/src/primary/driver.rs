@@ -5,13 +5,14 @@
 //! before the next fact is looked at. All forks happen on this thread: a child with a death signal dies when
 //! the thread that forked it ends (K-52).
 
+use super::Primary as Handle;
 use super::child::{Born, Program};
 use super::output::{self, Tail};
 use super::sockets::{self, Socket};
-use super::Primary as Handle;
 use crate::builder::Builder;
 use crate::error::{Error, Result};
 use crate::event::{Event, Hub};
+use crate::watch::watch;
 use phalanx_core::wire::Payload;
 use phalanx_core::{
     Action, Blocked, Carried, Ended, Event as CoreEvent, Examined, Hurry, Primary, SendError, Slot, SocketId,
@@ -25,7 +26,6 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Instant;
-use crate::watch::watch;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{Interest, Ready};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -100,13 +100,14 @@ pub(crate) fn start(builder: Builder) -> Result<Handle> {
     std::thread::Builder::new()
         .name("phalanx".to_owned())
         .spawn(move || {
-            let runtime = match tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build() {
-                Ok(runtime) => runtime,
-                Err(source) => {
-                    let _ = ready.send(Err(Error::System { what: "cannot start a runtime", source }));
-                    return;
-                }
-            };
+            let runtime =
+                match tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build() {
+                    Ok(runtime) => runtime,
+                    Err(source) => {
+                        let _ = ready.send(Err(Error::System { what: "cannot start a runtime", source }));
+                        return;
+                    }
+                };
             let tasks = LocalSet::new();
             tasks.block_on(&runtime, async move {
                 let driver = match Driver::new(builder) {
@@ -174,10 +175,7 @@ impl Driver {
         let wanted = builder.config.wanted;
         let mut config = builder.config;
         config.seed = u64::from(std::process::id());
-        let plain = matches!(
-            config.speaks,
-            phalanx_core::Speaks::Perhaps | phalanx_core::Speaks::Nothing
-        );
+        let plain = matches!(config.speaks, phalanx_core::Speaks::Perhaps | phalanx_core::Speaks::Nothing);
         let driver = Rc::new_cyclic(|me| {
             RefCell::new(Driver {
                 core: Primary::new(config),
@@ -200,9 +198,7 @@ impl Driver {
         {
             let mut it = driver.borrow_mut();
             for listener in builder.listen {
-                it.core
-                    .configure_listener(&listener.name, listener.spec, plain)
-                    .map_err(Error::Config)?;
+                it.core.configure_listener(&listener.name, listener.spec, plain).map_err(Error::Config)?;
                 it.drive();
                 if let Some(errno) = it.bind_error.take() {
                     let source = io::Error::from_raw_os_error(errno);
@@ -395,7 +391,14 @@ impl Driver {
         let tail = self.tails.entry(spawn.slot).or_default();
         for (is_stderr, pipe) in born.pipes {
             let output = self.program.output.clone();
-            tokio::task::spawn_local(output::read(pipe, worker, spawn.slot, is_stderr, output, Rc::clone(tail)));
+            tokio::task::spawn_local(output::read(
+                pipe,
+                worker,
+                spawn.slot,
+                is_stderr,
+                output,
+                Rc::clone(tail),
+            ));
         }
         let writable = Rc::new(Notify::new());
         let mut child = Child { process: born.process, link: None, reader: None, writable };
@@ -628,7 +631,9 @@ async fn await_exit(driver: Weak<RefCell<Driver>>, worker: WorkerId, pidfd: Owne
 
 /// One signal may stand for many deaths (K-55): it means, look at all.
 async fn reap_on_sigchld(driver: Weak<RefCell<Driver>>) {
-    let Ok(mut deaths) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::child()) else { return };
+    let Ok(mut deaths) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::child()) else {
+        return;
+    };
     loop {
         let looked = enter(&driver, |driver| {
             let ids: Vec<WorkerId> = driver.children.keys().copied().collect();

@@ -1,12 +1,12 @@
 //! What workers print, line by line.
 
 use crate::builder::{Line, Output};
+use crate::watch::watch;
 use phalanx_core::{Slot, WorkerId};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
-use crate::watch::watch;
 
 /// Lines that are kept of each slot.
 const KEPT: usize = 20;
@@ -17,13 +17,21 @@ const LONGEST: usize = 16 * 1024;
 pub(super) type Tail = Rc<RefCell<VecDeque<String>>>;
 
 /// Reads a worker's pipe to its end. The pipe is always read, so that a worker never blocks on it.
-pub(super) async fn read(pipe: OwnedFd, worker: WorkerId, slot: Slot, is_stderr: bool, output: Output, tail: Tail) {
+pub(super) async fn read(
+    pipe: OwnedFd,
+    worker: WorkerId,
+    slot: Slot,
+    is_stderr: bool,
+    output: Output,
+    tail: Tail,
+) {
     let Ok(pipe) = watch(pipe, tokio::io::Interest::READABLE) else { return };
     let mut line: Vec<u8> = Vec::new();
     let mut buffer = [0u8; 8192];
     let emit = |line: &mut Vec<u8>| {
         let text = String::from_utf8_lossy(line);
-        let text: String = text.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect();
+        let text: String =
+            text.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect();
         if let Output::Lines(tell) = &output {
             tell(&Line { worker, slot, is_stderr, text: &text });
         }

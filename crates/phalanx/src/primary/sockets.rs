@@ -38,8 +38,7 @@ pub(super) fn bind(spec: &BindSpec, backlog: u32) -> io::Result<(Socket, BoundAd
         }),
         BindSpec::Unix { path, mode, readable_all, writable_all } => {
             // Connecting needs the right to write; Node's two options widen what umask left.
-            let widened =
-                if *writable_all { Some(0o777) } else { readable_all.then_some(0o755) };
+            let widened = if *writable_all { Some(0o777) } else { readable_all.then_some(0o755) };
             listener::bind(&Address::Unix { path: path.into(), mode: mode.or(widened) })
         }
         _ => Err(io::Error::from_raw_os_error(22)),

@@ -1,0 +1,129 @@
+//! For programs without a runtime of their own.
+
+use std::future::poll_fn;
+use std::io;
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::pin::pin;
+use std::task::Poll;
+
+use phalanx_os::conn;
+
+use super::ListenOptions;
+use super::source::{Source, Wanted, open_first};
+use super::tcp::std_stream;
+use crate::worker::background::{self, block_on};
+
+/// As [`std::net::TcpListener`], in a worker and alone; see [`TcpListener`](super::TcpListener).
+///
+/// Threads may share it and accept at the same time. Not for use in asynchronous tasks.
+#[derive(Debug)]
+pub struct TcpListener(Source);
+
+impl TcpListener {
+    /// Listens at the first of these addresses that can be had.
+    ///
+    /// # Errors
+    /// As [`std::net::TcpListener::bind`]; in a worker, what the primary met.
+    pub fn bind(addr: impl ToSocketAddrs) -> io::Result<Self> {
+        Self::bind_with(addr, ListenOptions::default())
+    }
+
+    /// As [`bind`](Self::bind), with options.
+    ///
+    /// # Errors
+    /// As [`bind`](Self::bind).
+    pub fn bind_with(addr: impl ToSocketAddrs, options: ListenOptions) -> io::Result<Self> {
+        let opened = block_on(open_first(addr.to_socket_addrs()?, Wanted::Tcp, &options, false))?;
+        let _inside = background::handle()?.enter();
+        Ok(Self(Source::new(opened)?))
+    }
+
+    /// The next connection, which is blocking.
+    ///
+    /// # Errors
+    /// A lack of resources (`EMFILE`), which passes; and `BrokenPipe` once draining has begun
+    /// ([`draining`](crate::drain::draining)), which does not.
+    pub fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        self.next()
+            .unwrap_or_else(|| Err(io::Error::new(io::ErrorKind::BrokenPipe, "this process is draining")))
+    }
+
+    /// The connections, each blocking, until draining begins ([`draining`](crate::drain::draining)).
+    pub fn incoming(&self) -> impl Iterator<Item = io::Result<TcpStream>> + '_ {
+        std::iter::from_fn(|| self.next().map(|accepted| accepted.map(|(stream, _)| stream)))
+    }
+
+    /// The address that clients connect to.
+    ///
+    /// # Errors
+    /// When the primary did not tell.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.address.ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
+    }
+
+    fn next(&self) -> Option<io::Result<(TcpStream, SocketAddr)>> {
+        let mut draining = crate::drain::current();
+        loop {
+            let mut accept = pin!(self.0.accept());
+            let next = block_on(poll_fn(|cx| {
+                if pin!(&mut draining).poll(cx).is_ready() {
+                    return Poll::Ready(None);
+                }
+                accept.as_mut().poll(cx).map(Some)
+            }))?;
+            let connection = match next {
+                Ok(connection) => connection,
+                Err(error) => return Some(Err(error)),
+            };
+            if let Some((stream, peer)) = std_stream(connection) {
+                return Some(conn::set_nonblocking(&stream, false).map(|()| (stream, peer)));
+            }
+        }
+    }
+}
+
+/// A listening socket of the standard library, blocking, for servers that accept nothing else.
+///
+/// In a worker it is the primary's to lend, and it is never given up before the process ends or drains. The
+/// workers of one address share one socket, and with it whether it blocks: all of them should use it alike.
+///
+/// # Errors
+/// `Unsupported` if the primary hands over connections and cannot lend the socket; else as
+/// [`std::net::TcpListener::bind`].
+pub fn listen_std(addr: impl ToSocketAddrs) -> io::Result<std::net::TcpListener> {
+    let opened = block_on(open_first(addr.to_socket_addrs()?, Wanted::Tcp, &ListenOptions::default(), true))?;
+    // The listener stands for it from now on, and nobody hears when that is dropped.
+    std::mem::forget(opened.handed);
+    let socket = opened.socket.ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))?;
+    conn::set_nonblocking(&socket, false)?;
+    Ok(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn alone_it_needs_no_runtime() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (_, peer) = listener.accept().unwrap();
+        assert_eq!(peer, client.local_addr().unwrap());
+        let later = std::thread::spawn({
+            let addr = listener.local_addr().unwrap();
+            move || {
+                std::thread::sleep(std::time::Duration::from_millis(50));
+                TcpStream::connect(addr).unwrap()
+            }
+        });
+        assert!(listener.incoming().next().unwrap().is_ok());
+        later.join().unwrap();
+    }
+
+    #[test]
+    fn the_socket_itself_blocks() {
+        let listener = listen_std("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert_eq!(listener.accept().unwrap().1, client.local_addr().unwrap());
+    }
+}

@@ -1,0 +1,333 @@
+//! Where connections come from, whatever they are.
+
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::path::Path;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::task::{Context, Poll};
+
+use phalanx_core::wire::{Family, ListenRequest};
+use phalanx_os::{AcceptError, Address, LocalAddress, SocketKind, conn, inherit, listener};
+use serde_json::Value;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::oneshot;
+
+use super::ListenOptions;
+use crate::worker::background;
+use crate::worker::driver::{Command, Grant, Ticket};
+use crate::worker::queue::Queue;
+use crate::worker::{self, Worker};
+
+/// A socket, or the right to be handed connections, or both.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    /// Connections that the primary hands over, and the right to them.
+    pub(crate) handed: Option<(Arc<Queue>, Ticket)>,
+    /// A listening socket; with `handed` it is shared with other workers.
+    pub(crate) socket: Option<OwnedFd>,
+    /// The address, of an IP listener.
+    pub(crate) address: Option<SocketAddr>,
+    /// What the first worker brought along; alone, our own.
+    pub(crate) data: Option<Value>,
+}
+
+/// What is wanted.
+#[derive(Clone, Debug)]
+pub(crate) enum Wanted<'a> {
+    Tcp(SocketAddr),
+    Udp(SocketAddr),
+    Unix(&'a Path),
+    /// A TCP listener of the configuration, or of a service manager.
+    Named(&'a str),
+}
+
+impl Wanted<'_> {
+    fn request(&self, options: &ListenOptions, socket: bool) -> io::Result<ListenRequest> {
+        let mut request = ListenRequest {
+            backlog: options.backlog.unwrap_or_default(),
+            socket,
+            policy: options.policy.as_ref().map(ToString::to_string),
+            data: options.data.as_ref().map(serde_json::value::to_raw_value).transpose()?,
+            ..ListenRequest::default()
+        };
+        match *self {
+            Self::Tcp(address) | Self::Udp(address) => {
+                request.address = Some(address.ip().to_string());
+                request.port = Some(i32::from(address.port()));
+                request.flags = u32::from(options.ipv6_only && address.is_ipv6());
+                let udp = matches!(self, Self::Udp(_));
+                request.fd = udp.then_some(-1);
+                request.family = Some(match (udp, address.is_ipv6()) {
+                    (false, false) => Family::Tcp4,
+                    (false, true) => Family::Tcp6,
+                    (true, false) => Family::Udp4,
+                    (true, true) => Family::Udp6,
+                });
+            }
+            Self::Unix(path) => {
+                let path = std::path::absolute(path)?;
+                let path = path.to_str().ok_or_else(|| invalid("the path is not UTF-8"))?;
+                request.address = Some(path.to_owned());
+                request.port = Some(-1);
+                request.family = Some(Family::Unix);
+                request.mode = options.unix_mode;
+            }
+            Self::Named(name) => {
+                request.name = Some(name.to_owned());
+                request.port = Some(0);
+                request.family = Some(Family::Tcp4);
+            }
+        }
+        Ok(request)
+    }
+
+    fn kind(&self) -> SocketKind {
+        match self {
+            Self::Tcp(_) | Self::Named(_) => SocketKind::TcpListener,
+            Self::Udp(_) => SocketKind::Udp,
+            Self::Unix(_) => SocketKind::UnixListener,
+        }
+    }
+
+    fn is(&self, name: &str, fd: &OwnedFd) -> bool {
+        let local = || listener::local_address(fd).unwrap_or(LocalAddress::Unnamed);
+        match *self {
+            Self::Named(wanted) => name == wanted,
+            Self::Unix(path) => match local() {
+                LocalAddress::Unix(found) => std::path::absolute(path).is_ok_and(|path| path == found),
+                _ => false,
+            },
+            Self::Tcp(wanted) | Self::Udp(wanted) => match local() {
+                // Port 0 is no wish for this very socket.
+                LocalAddress::Inet(found) => {
+                    wanted.port() != 0
+                        && found.port() == wanted.port()
+                        && (found.ip() == wanted.ip() || found.ip().is_unspecified())
+                }
+                _ => false,
+            },
+        }
+    }
+
+    /// The socket that a service manager passed. It keeps the original: with that the address stays ours.
+    fn inherited(&self) -> io::Result<Option<OwnedFd>> {
+        static INHERITED: OnceLock<Vec<(String, OwnedFd)>> = OnceLock::new();
+        let mut all = INHERITED.get_or_init(inherit::listen_fds).iter();
+        let found = all.find(|(name, fd)| conn::kind(fd) == self.kind() && self.is(name, fd));
+        let Some((_, fd)) = found else { return Ok(None) };
+        let fd = fd.try_clone()?;
+        conn::set_nonblocking(&fd, true)?;
+        Ok(Some(fd))
+    }
+
+    fn bind(&self, options: &ListenOptions) -> io::Result<OwnedFd> {
+        let v6only = options.ipv6_only;
+        let address = match *self {
+            Self::Tcp(addr) => Address::Tcp { addr, v6only },
+            Self::Udp(addr) => Address::Udp { addr, v6only, reuse_addr: false },
+            Self::Unix(path) => Address::Unix { path: path.to_owned(), mode: options.unix_mode },
+            Self::Named(name) => {
+                let text = format!("no listener is named {name:?}");
+                return Err(io::Error::new(io::ErrorKind::NotFound, text));
+            }
+        };
+        let bound = listener::bind(&address)?;
+        if let Some(file) = bound.file {
+            file.keep();
+        }
+        if self.kind() != SocketKind::Udp {
+            listener::listen(&bound.fd, options.backlog.unwrap_or_else(listener::somaxconn))?;
+        }
+        Ok(bound.fd)
+    }
+}
+
+/// From the primary, or a service manager, or by ourselves. With `socket`, the socket itself and nothing else
+/// will do.
+pub(crate) async fn open(wanted: Wanted<'_>, options: &ListenOptions, socket: bool) -> io::Result<Opened> {
+    if let Some(worker) = worker::worker()? {
+        return ask(&worker, wanted, options, socket).await;
+    }
+    let socket = match wanted.inherited()? {
+        Some(socket) => socket,
+        None => wanted.bind(options)?,
+    };
+    let address = match listener::local_address(&socket)? {
+        LocalAddress::Inet(address) => Some(address),
+        LocalAddress::Unix(_) | LocalAddress::Unnamed => None,
+    };
+    Ok(Opened { handed: None, socket: Some(socket), address, data: options.data.clone() })
+}
+
+async fn ask(
+    worker: &Worker,
+    wanted: Wanted<'_>,
+    options: &ListenOptions,
+    socket: bool,
+) -> io::Result<Opened> {
+    let (reply, answer) = oneshot::channel();
+    worker.tell(Command::Listen { request: wanted.request(options, socket)?, reply });
+    let grant = answer.await.map_err(|_| io::Error::from(io::ErrorKind::NotConnected))??;
+    let Grant { ticket, queue, socket: lent, address, data } = grant;
+    let expected = lent.as_ref().is_none_or(|lent| conn::kind(lent) == wanted.kind());
+    if !expected || (socket && lent.is_none()) {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "the primary did not lend the socket itself"));
+    }
+    let address = address.or(match wanted {
+        Wanted::Tcp(address) | Wanted::Udp(address) => Some(address),
+        Wanted::Unix(_) | Wanted::Named(_) => None,
+    });
+    Ok(Opened { handed: Some((queue, ticket)), socket: lent, address, data })
+}
+
+/// The first address that can be had, as the standard library does it.
+pub(crate) async fn open_first(
+    addresses: impl IntoIterator<Item = SocketAddr>,
+    wanted: fn(SocketAddr) -> Wanted<'static>,
+    options: &ListenOptions,
+    socket: bool,
+) -> io::Result<Opened> {
+    let mut last = None;
+    for address in addresses {
+        match open(wanted(address), options, socket).await {
+            Ok(opened) => return Ok(opened),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.unwrap_or_else(|| invalid("the name has no address")))
+}
+
+fn invalid(text: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, text)
+}
+
+#[derive(Debug)]
+struct Socket(OwnedFd);
+
+impl AsRawFd for Socket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// A listener: what the primary hands over (`Stub`), a socket of our own (`Own`), or both (`Shared`).
+#[derive(Debug)]
+enum Backend {
+    Stub { handed: Handed },
+    Shared { socket: AsyncFd<Socket>, handed: Handed },
+    Own { socket: AsyncFd<Socket> },
+}
+
+#[derive(Debug)]
+struct Handed {
+    queue: Arc<Queue>,
+    ticket: Ticket,
+}
+
+impl Handed {
+    fn poll_take(&self, cx: &Context<'_>) -> Poll<OwnedFd> {
+        self.queue.poll_take(cx).map(|connection| {
+            self.ticket.taken();
+            connection
+        })
+    }
+}
+
+/// What accepts, whatever the family.
+#[derive(Debug)]
+pub(crate) struct Source {
+    backend: Backend,
+    pub(crate) address: Option<SocketAddr>,
+    pub(crate) data: Option<Value>,
+    /// One waiter at a time is enough for `poll_accept`; `accept` may have many.
+    turn: Mutex<()>,
+}
+
+impl Source {
+    /// To be called in a runtime, which will watch the socket.
+    pub(crate) fn new(opened: Opened) -> io::Result<Self> {
+        let handed = opened.handed.map(|(queue, ticket)| Handed { queue, ticket });
+        let socket = opened.socket.map(|socket| background::watched(Socket(socket))).transpose()?;
+        let backend = match (socket, handed) {
+            (Some(socket), Some(handed)) => Backend::Shared { socket, handed },
+            (Some(socket), None) => Backend::Own { socket },
+            (None, Some(handed)) => Backend::Stub { handed },
+            (None, None) => return Err(invalid("neither a socket nor a primary")),
+        };
+        Ok(Self { backend, address: opened.address, data: opened.data, turn: Mutex::new(()) })
+    }
+
+    fn parts(&self) -> (Option<&AsyncFd<Socket>>, Option<&Handed>) {
+        match &self.backend {
+            Backend::Stub { handed } => (None, Some(handed)),
+            Backend::Shared { socket, handed } => (Some(socket), Some(handed)),
+            Backend::Own { socket } => (Some(socket), None),
+        }
+    }
+
+    /// The next connection: close-on-exec, non-blocking. Pending for ever once draining has begun.
+    pub(crate) fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<OwnedFd>> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        if crate::drain::begun() {
+            return Poll::Pending;
+        }
+        let (socket, handed) = self.parts();
+        if let Some(Poll::Ready(connection)) = handed.map(|handed| handed.poll_take(cx)) {
+            return Poll::Ready(Ok(connection));
+        }
+        let Some(socket) = socket else { return Poll::Pending };
+        loop {
+            let mut ready = match socket.poll_read_ready(cx) {
+                Poll::Ready(ready) => ready?,
+                Poll::Pending => return Poll::Pending,
+            };
+            match accept(socket) {
+                None => ready.clear_ready(),
+                Some(accepted) => return Poll::Ready(accepted),
+            }
+        }
+    }
+
+    /// As [`poll_accept`](Self::poll_accept), for any number of tasks.
+    pub(crate) async fn accept(&self) -> io::Result<OwnedFd> {
+        let (socket, handed) = self.parts();
+        let mut from_socket = pin!(async {
+            let Some(socket) = socket else { return std::future::pending().await };
+            loop {
+                let mut ready = socket.readable().await?;
+                if crate::drain::begun() {
+                    return std::future::pending().await;
+                }
+                match accept(socket) {
+                    None => ready.clear_ready(),
+                    Some(accepted) => return accepted,
+                }
+            }
+        });
+        poll_fn(|cx| {
+            if crate::drain::begun() {
+                return Poll::Pending;
+            }
+            if let Some(Poll::Ready(connection)) = handed.map(|handed| handed.poll_take(cx)) {
+                return Poll::Ready(Ok(connection));
+            }
+            from_socket.as_mut().poll(cx)
+        })
+        .await
+    }
+}
+
+/// `None`: there is none. A connection that broke is passed over.
+fn accept(socket: &AsyncFd<Socket>) -> Option<io::Result<OwnedFd>> {
+    loop {
+        return match listener::accept(socket.get_ref().0.as_fd()) {
+            Ok((connection, _)) => Some(Ok(connection)),
+            Err(AcceptError::WouldBlock) => None,
+            Err(AcceptError::Connection(_)) => continue,
+            Err(AcceptError::OutOfResources(error) | AcceptError::Listener(error)) => Some(Err(error)),
+        };
+    }
+}

@@ -1,0 +1,40 @@
+//! UDP.
+
+use std::io;
+use std::net::SocketAddr;
+use std::ops::Deref;
+
+use tokio::net::{ToSocketAddrs, lookup_host};
+
+use super::ListenOptions;
+use super::source::{Wanted, open_first};
+use crate::worker::driver::Ticket;
+
+/// A [`tokio::net::UdpSocket`]; in a worker, one that all workers share. Dropping it gives it up.
+#[derive(Debug)]
+pub struct UdpSocket {
+    socket: tokio::net::UdpSocket,
+    _ticket: Option<Ticket>,
+}
+
+impl UdpSocket {
+    /// Binds to the first of these addresses that can be had.
+    ///
+    /// # Errors
+    /// As [`tokio::net::UdpSocket::bind`]; in a worker, what the primary met.
+    pub async fn bind(addr: impl ToSocketAddrs) -> io::Result<Self> {
+        let addresses: Vec<SocketAddr> = lookup_host(addr).await?.collect();
+        let opened = open_first(addresses, Wanted::Udp, &ListenOptions::default(), false).await?;
+        let socket = opened.socket.ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))?;
+        let socket = tokio::net::UdpSocket::from_std(socket.into())?;
+        Ok(Self { socket, _ticket: opened.handed.map(|(_, ticket)| ticket) })
+    }
+}
+
+impl Deref for UdpSocket {
+    type Target = tokio::net::UdpSocket;
+
+    fn deref(&self) -> &Self::Target {
+        &self.socket
+    }
+}

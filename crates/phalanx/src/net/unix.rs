@@ -1,0 +1,80 @@
+//! Unix stream sockets.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::task::{Context, Poll, ready};
+
+use tokio::net::UnixStream;
+use tokio::net::unix::SocketAddr;
+
+use super::ListenOptions;
+use super::source::{Source, Wanted, open};
+
+/// As [`tokio::net::UnixListener`], in a worker and alone; see [`TcpListener`](super::TcpListener).
+///
+/// Alone, the file stays when the listener is dropped, and a file that is there already is in the way, as
+/// with tokio.
+#[derive(Debug)]
+pub struct UnixListener {
+    source: Source,
+    path: PathBuf,
+}
+
+impl UnixListener {
+    /// Listens at a path.
+    ///
+    /// # Errors
+    /// What the kernel says; in a worker, what the primary met.
+    pub async fn bind(path: impl AsRef<Path>) -> io::Result<Self> {
+        Self::bind_with(path, ListenOptions::default()).await
+    }
+
+    /// As [`bind`](Self::bind), with options.
+    ///
+    /// # Errors
+    /// As [`bind`](Self::bind).
+    pub async fn bind_with(path: impl AsRef<Path>, options: ListenOptions) -> io::Result<Self> {
+        let path = path.as_ref().to_owned();
+        let source = Source::new(open(Wanted::Unix(&path), &options, false).await?)?;
+        Ok(Self { source, path })
+    }
+
+    /// The next connection. It can be awaited by several tasks at once, and dropped without loss.
+    ///
+    /// # Errors
+    /// Above all a lack of resources (`EMFILE`), which passes.
+    pub async fn accept(&self) -> io::Result<(UnixStream, SocketAddr)> {
+        loop {
+            if let Some(accepted) = stream(self.source.accept().await?)? {
+                return Ok(accepted);
+            }
+        }
+    }
+
+    /// As [`accept`](Self::accept); only the latest caller is woken.
+    ///
+    /// # Errors
+    /// As [`accept`](Self::accept).
+    pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(UnixStream, SocketAddr)>> {
+        loop {
+            if let Some(accepted) = stream(ready!(self.source.poll_accept(cx))?)? {
+                return Poll::Ready(Ok(accepted));
+            }
+        }
+    }
+
+    /// The path that clients connect to.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a path that is too long for an address.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(std::os::unix::net::SocketAddr::from_pathname(&self.path)?.into())
+    }
+}
+
+fn stream(connection: OwnedFd) -> io::Result<Option<(UnixStream, SocketAddr)>> {
+    let stream = std::os::unix::net::UnixStream::from(connection);
+    let Ok(peer) = stream.peer_addr() else { return Ok(None) };
+    Ok(Some((UnixStream::from_std(stream)?, peer.into())))
+}

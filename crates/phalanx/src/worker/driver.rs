@@ -1,0 +1,602 @@
+//! The channel of this worker, and the state machine behind it, in a task of the library's own thread.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use phalanx_core::wire::{DEFAULT_MAX_MESSAGE, ListenRequest, Payload};
+use phalanx_core::{Carried, Listen, Worker as Core, WorkerEvent};
+use phalanx_os::{Channel, LocalAddress, RecvError, SendError as Unsent, SocketKind, conn, listener};
+use serde_json::Value;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::background;
+use super::queue::Queue;
+
+/// The most that waits to be written before [`send`](super::Worker::send) says so.
+const OUTBOX_MAX: usize = 64 << 20;
+/// How long a worker that leaves waits for the primary's answer.
+const RELEASE_BOUND: Duration = Duration::from_secs(5);
+/// ETOOMANYREFS goes away without a sign.
+const RETRY: Duration = Duration::from_millis(10);
+/// A worker's listen() must not make the backlog of the common socket smaller than the primary made it.
+const BACKLOG: u32 = 4096;
+/// Messages that are kept for the first who asks for them.
+const EARLY_MESSAGES: usize = 1024;
+/// Reads at a stretch, so that a talkative primary does not keep commands waiting.
+const READS: usize = 16;
+
+const EOPNOTSUPP: i32 = 95;
+
+/// What other threads ask of the driver.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// A listener is wanted.
+    Listen { request: ListenRequest, reply: oneshot::Sender<io::Result<Grant>> },
+    /// The application took connections from the queue of this listener.
+    Taken(Listen),
+    /// The application dropped the listener.
+    Close(Listen),
+    /// A message to the primary.
+    Send(Payload, oneshot::Sender<Result<(), phalanx_core::SendError>>),
+    /// The worker is ready.
+    Ready,
+    /// A signal asks this process to end.
+    Drain,
+    /// The worker leaves; answered when the channel is closed.
+    Leave(oneshot::Sender<()>),
+    /// The process ends as soon as the primary can know that this is meant.
+    Kill(std::sync::mpsc::Sender<()>),
+}
+
+/// The way to the driver.
+pub(crate) type Commands = mpsc::UnboundedSender<Command>;
+
+/// A listener that the primary granted.
+#[derive(Debug)]
+pub(crate) struct Grant {
+    /// Gives it up when dropped.
+    pub(crate) ticket: Ticket,
+    /// Where connections are offered.
+    pub(crate) queue: Arc<Queue>,
+    /// The socket itself, if it is shared.
+    pub(crate) socket: Option<OwnedFd>,
+    /// The real address, of an IP listener.
+    pub(crate) address: Option<SocketAddr>,
+    /// What the first worker brought along.
+    pub(crate) data: Option<Value>,
+}
+
+/// The right to a listener. Dropping it gives the listener up.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    listen: Listen,
+    commands: Commands,
+}
+
+impl Ticket {
+    /// Connections were taken from the queue.
+    pub(crate) fn taken(&self) {
+        let _ = self.commands.send(Command::Taken(self.listen));
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let _ = self.commands.send(Command::Close(self.listen));
+    }
+}
+
+/// Messages on their way to the application.
+#[derive(Debug, Default)]
+pub(crate) struct Inbox(Mutex<InboxState>);
+
+#[derive(Debug, Default)]
+struct InboxState {
+    early: VecDeque<Value>,
+    subscribers: Vec<mpsc::UnboundedSender<Value>>,
+    asked: bool,
+    ended: bool,
+}
+
+impl Inbox {
+    fn state(&self) -> MutexGuard<'_, InboxState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn subscribe(&self) -> mpsc::UnboundedReceiver<Value> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let mut state = self.state();
+        state.asked = true;
+        for message in state.early.drain(..) {
+            let _ = sender.send(message);
+        }
+        if !state.ended {
+            state.subscribers.push(sender);
+        }
+        receiver
+    }
+
+    fn deliver(&self, message: &Value) {
+        let mut state = self.state();
+        if state.asked {
+            state.subscribers.retain(|subscriber| subscriber.send(message.clone()).is_ok());
+        } else if state.early.len() < EARLY_MESSAGES {
+            state.early.push_back(message.clone());
+        } else {
+            tracing::warn!("nobody reads the messages of the primary: one is dropped");
+        }
+    }
+
+    fn end(&self) {
+        let mut state = self.state();
+        state.ended = true;
+        state.subscribers.clear();
+    }
+}
+
+#[derive(Debug)]
+struct End(Channel);
+
+impl AsRawFd for End {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+#[derive(Debug)]
+struct Entry {
+    request: ListenRequest,
+    queue: Arc<Queue>,
+    reply: Option<oneshot::Sender<io::Result<Grant>>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Writing {
+    Idle,
+    /// The channel is full.
+    Full,
+    /// Too many handles are in flight.
+    Later,
+    /// The primary is gone; the end will be read soon.
+    Over,
+}
+
+#[derive(Debug)]
+struct Driver {
+    core: Core<OwnedFd>,
+    channel: Option<AsyncFd<End>>,
+    own: Commands,
+    inbox: Arc<Inbox>,
+    listeners: BTreeMap<Listen, Entry>,
+    writing: Writing,
+    draining: bool,
+    /// Until when the primary may answer that this worker leaves.
+    leave_by: Option<Instant>,
+    left: Vec<oneshot::Sender<()>>,
+    killed: Vec<std::sync::mpsc::Sender<()>>,
+}
+
+/// Starts the driver of this channel. To be called in the runtime of the library's thread.
+pub(crate) fn start(channel: Channel, inbox: Arc<Inbox>) -> io::Result<Commands> {
+    let (own, commands) = mpsc::unbounded_channel();
+    let driver = Driver {
+        core: Core::new(DEFAULT_MAX_MESSAGE, OUTBOX_MAX),
+        channel: Some(background::watched(End(channel))?),
+        own: own.clone(),
+        inbox,
+        listeners: BTreeMap::new(),
+        writing: Writing::Idle,
+        draining: false,
+        leave_by: None,
+        left: Vec::new(),
+        killed: Vec::new(),
+    };
+    tokio::spawn(driver.run(commands));
+    Ok(own)
+}
+
+impl Driver {
+    async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            self.flush();
+            self.settle();
+            let Some(channel) = &self.channel else {
+                match commands.recv().await {
+                    Some(command) => self.command(command),
+                    None => return,
+                }
+                continue;
+            };
+            let leave_by = self.leave_by;
+            let far = Instant::now() + RELEASE_BOUND;
+            tokio::select! {
+                ready = channel.readable() => {
+                    let failed = ready.is_err();
+                    drop(ready);
+                    if failed { self.ended() } else { self.read(&mut buffer) }
+                }
+                _ = channel.writable(), if self.writing == Writing::Full => {}
+                () = sleep(RETRY), if self.writing == Writing::Later => {}
+                () = sleep_until(leave_by.unwrap_or(far)), if leave_by.is_some() => self.close_channel(),
+                command = commands.recv() => if let Some(command) = command { self.command(command) },
+            }
+        }
+    }
+
+    /// Writes what can be written now.
+    fn flush(&mut self) {
+        let Some(channel) = &self.channel else { return };
+        if self.writing == Writing::Over {
+            return;
+        }
+        self.writing = loop {
+            let Some(next) = self.core.poll_transmit() else { break Writing::Idle };
+            let handle = match &next.carried {
+                Some(Carried::Handle(handle)) => Some(handle.as_fd()),
+                Some(Carried::Socket(_)) | None => None,
+            };
+            let mut result = Err(Unsent::WouldBlock);
+            let tried = channel.try_io(Interest::WRITABLE, |end| {
+                result = end.0.send(next.bytes, handle);
+                match result {
+                    Err(Unsent::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
+                    _ => Ok(()),
+                }
+            });
+            match (tried, result) {
+                (Err(_), _) | (_, Err(Unsent::WouldBlock)) => break Writing::Full,
+                (Ok(()), Ok(bytes)) => self.core.handle_sent(bytes),
+                (Ok(()), Err(Unsent::TooManyInFlight)) => break Writing::Later,
+                (Ok(()), Err(Unsent::Closed)) => break Writing::Over,
+                (Ok(()), Err(error)) => {
+                    tracing::error!(%error, "cannot write to the primary");
+                    break Writing::Over;
+                }
+            }
+        };
+    }
+
+    /// What follows once everything is written, or can never be.
+    fn settle(&mut self) {
+        let done = self.channel.is_none() || self.writing == Writing::Over || self.core.is_flushed();
+        if !done {
+            return;
+        }
+        for killed in self.killed.drain(..) {
+            let _ = killed.send(());
+        }
+        if self.draining && self.leave_by.is_none() && self.listeners.is_empty() {
+            self.close_channel();
+        }
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) {
+        for _ in 0..READS {
+            let Some(channel) = &self.channel else { return };
+            let mut handles = Vec::new();
+            let received = channel.try_io(Interest::READABLE, |end| {
+                end.0.recv(buffer, &mut handles).map_err(|error| match error {
+                    RecvError::WouldBlock => io::ErrorKind::WouldBlock.into(),
+                    RecvError::Io(error) => error,
+                })
+            });
+            let received = match received {
+                Ok(received) => received,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    tracing::error!(%error, "cannot read from the primary");
+                    return self.ended();
+                }
+            };
+            if received.truncated {
+                tracing::warn!("handles were lost on the way: too many open files");
+            }
+            if received.len == 0 {
+                return self.ended();
+            }
+            let Some(bytes) = buffer.get(..received.len) else { return };
+            let understood = self.core.handle_bytes(bytes, handles);
+            while let Some(event) = self.core.poll_event() {
+                self.event(event);
+            }
+            if let Err(violation) = understood {
+                tracing::error!(%violation, "the primary broke the protocol");
+                return self.ended();
+            }
+            // An answer may have made room for what waits.
+            self.flush();
+        }
+    }
+
+    /// The primary is gone.
+    fn ended(&mut self) {
+        if !self.draining {
+            // CHILD-02: nobody would ever give this process anything to do, or end it.
+            exit();
+        }
+        self.close_channel();
+    }
+
+    fn close_channel(&mut self) {
+        self.channel = None;
+        self.leave_by = None;
+        self.core.handle_channel_closed();
+        self.inbox.end();
+        for entry in self.listeners.values_mut() {
+            entry.queue.close();
+            if let Some(reply) = entry.reply.take() {
+                let _ = reply.send(Err(gone()));
+            }
+        }
+        for left in self.left.drain(..) {
+            let _ = left.send(());
+        }
+    }
+
+    fn event(&mut self, event: WorkerEvent<OwnedFd>) {
+        match event {
+            WorkerEvent::Granted { listen, address, data } => {
+                let address = address.and_then(|name| name.socket_addr());
+                self.granted(listen, None, address, data);
+            }
+            WorkerEvent::Shared { listen, socket, data } => match self.prepare(listen, &socket) {
+                Ok(address) => self.granted(listen, Some(socket), address, data),
+                Err(error) => {
+                    self.core.close(listen);
+                    self.refused(listen, error);
+                }
+            },
+            WorkerEvent::Refused { listen, errno } => self.refused(listen, refusal(errno)),
+            WorkerEvent::Connection { listen, offer, connection } => {
+                let usable =
+                    matches!(conn::kind(&connection), SocketKind::TcpStream | SocketKind::UnixStream)
+                        && conn::set_nonblocking(&connection, true).is_ok();
+                let pushed = match self.listeners.get(&listen) {
+                    Some(entry) if usable => entry.queue.push(offer, connection),
+                    _ => Err(connection),
+                };
+                if let Err(connection) = pushed {
+                    drop(connection);
+                    self.core.refuse(offer);
+                }
+            }
+            WorkerEvent::Disconnect => self.drain(),
+            WorkerEvent::Message { message, handle } => {
+                if let Some(handle) = handle {
+                    let _ = conn::clear_linger(&handle);
+                }
+                match message.decode::<Value>() {
+                    Ok(message) => self.inbox.deliver(&message),
+                    Err(error) => tracing::warn!(%error, "a message of the primary cannot be decoded"),
+                }
+            }
+            WorkerEvent::Released => self.close_channel(),
+            _ => {}
+        }
+    }
+
+    /// Makes a shared socket ready to be used; returns its address.
+    fn prepare(&self, listen: Listen, socket: &OwnedFd) -> io::Result<Option<SocketAddr>> {
+        let datagrams = self
+            .listeners
+            .get(&listen)
+            .and_then(|entry| entry.request.family)
+            .is_some_and(phalanx_core::wire::Family::is_udp);
+        if !datagrams {
+            listener::listen(socket, BACKLOG)?;
+        }
+        conn::set_nonblocking(socket, true)?;
+        Ok(match listener::local_address(socket)? {
+            LocalAddress::Inet(address) => Some(address),
+            LocalAddress::Unix(_) | LocalAddress::Unnamed => None,
+        })
+    }
+
+    fn granted(
+        &mut self,
+        listen: Listen,
+        socket: Option<OwnedFd>,
+        address: Option<SocketAddr>,
+        data: Option<Box<serde_json::value::RawValue>>,
+    ) {
+        let Some(entry) = self.listeners.get_mut(&listen) else { return self.core.close(listen) };
+        let Some(reply) = entry.reply.take() else { return };
+        let data = data.and_then(|data| serde_json::from_str(data.get()).ok());
+        let ticket = Ticket { listen, commands: self.own.clone() };
+        let grant = Grant { ticket, queue: Arc::clone(&entry.queue), socket, address, data };
+        self.core.listening(listen, address.map(|address| i32::from(address.port())));
+        // Nobody waits any more: the ticket in what comes back closes it.
+        drop(reply.send(Ok(grant)));
+    }
+
+    fn refused(&mut self, listen: Listen, error: io::Error) {
+        if let Some(reply) = self.listeners.remove(&listen).and_then(|entry| entry.reply) {
+            let _ = reply.send(Err(error));
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Listen { reply, .. } if self.draining || self.channel.is_none() => {
+                let _ = reply.send(Err(gone()));
+            }
+            Command::Listen { request, reply } => {
+                let listen = self.core.listen(request.clone());
+                let entry = Entry { request, queue: Arc::default(), reply: Some(reply) };
+                self.listeners.insert(listen, entry);
+            }
+            Command::Taken(listen) => {
+                if let Some(entry) = self.listeners.get(&listen) {
+                    for offer in entry.queue.taken() {
+                        self.core.accept(offer);
+                    }
+                }
+            }
+            Command::Close(listen) => {
+                if let Some(entry) = self.listeners.remove(&listen) {
+                    self.close_listener(listen, &entry.queue);
+                }
+            }
+            Command::Send(message, reply) => {
+                let _ = reply.send(self.core.send(message, None));
+            }
+            Command::Ready => self.core.notify_ready(),
+            Command::Drain => self.drain(),
+            Command::Leave(left) if self.channel.is_none() => {
+                let _ = left.send(());
+            }
+            Command::Leave(left) => {
+                self.left.push(left);
+                self.drain();
+                self.core.notify_leave();
+                self.leave_by.get_or_insert_with(|| Instant::now() + RELEASE_BOUND);
+            }
+            Command::Kill(killed) => {
+                self.core.notify_leave();
+                self.killed.push(killed);
+            }
+        }
+    }
+
+    /// What the application took is answered so; all else goes back, after our copies are closed.
+    fn close_listener(&mut self, listen: Listen, queue: &Queue) {
+        for offer in queue.close() {
+            self.core.accept(offer);
+        }
+        self.core.close(listen);
+    }
+
+    fn drain(&mut self) {
+        if std::mem::replace(&mut self.draining, true) {
+            return;
+        }
+        let open: Vec<(Listen, Arc<Queue>)> =
+            self.listeners.iter().map(|(listen, entry)| (*listen, Arc::clone(&entry.queue))).collect();
+        for (listen, queue) in open {
+            self.close_listener(listen, &queue);
+            if self.listeners.get(&listen).is_some_and(|entry| entry.reply.is_some()) {
+                self.refused(listen, gone());
+            }
+        }
+        self.core.notify_draining();
+        crate::drain::begin();
+    }
+}
+
+fn gone() -> io::Error {
+    io::Error::new(io::ErrorKind::NotConnected, "this worker is leaving its cluster")
+}
+
+fn refusal(errno: i32) -> io::Error {
+    if errno == EOPNOTSUPP {
+        return io::Error::new(io::ErrorKind::Unsupported, "the primary cannot lend the socket itself");
+    }
+    io::Error::from_raw_os_error(errno)
+}
+
+#[expect(clippy::exit, reason = "a worker without its primary ends at once")]
+fn exit() -> ! {
+    std::process::exit(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use phalanx_core::wire::Family;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::os::unix::net::UnixStream;
+
+    use crate::worker::background::block_on;
+
+    /// A primary by hand.
+    struct Primary {
+        bytes: UnixStream,
+        channel: Channel,
+        heard: String,
+    }
+
+    impl Primary {
+        fn hear(&mut self, what: &str) {
+            while !self.heard.contains(what) {
+                let mut buffer = [0; 4096];
+                let len = self.bytes.read(&mut buffer).unwrap();
+                assert_ne!(len, 0, "the worker went away; it had said {}", self.heard);
+                self.heard.push_str(std::str::from_utf8(&buffer[..len]).unwrap());
+            }
+        }
+
+        fn say(&mut self, line: &str) {
+            self.channel.send(format!("{line}\n").as_bytes(), None).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_connection_is_the_applications_once_it_is_taken() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        let bytes = UnixStream::from(theirs.try_clone().unwrap());
+        let mut primary = Primary { bytes, channel: Channel::from_fd(theirs).unwrap(), heard: String::new() };
+        primary.bytes.set_nonblocking(false).unwrap();
+        let inbox = Arc::new(Inbox::default());
+        let commands = {
+            let _inside = background::handle().unwrap().enter();
+            start(ours, Arc::clone(&inbox)).unwrap()
+        };
+        primary.hear("online");
+
+        let (reply, answer) = oneshot::channel();
+        let request = ListenRequest {
+            address: Some("127.0.0.1".into()),
+            port: Some(0),
+            family: Some(Family::Tcp4),
+            ..ListenRequest::default()
+        };
+        commands.send(Command::Listen { request, reply }).unwrap();
+        primary.hear("queryServer");
+        primary.say(concat!(
+            r#"{"cmd":"NODE_CLUSTER","errno":null,"key":"k","ack":1,"data":null,"#,
+            r#""sockname":{"address":"127.0.0.1","family":"IPv4","port":8124},"seq":0}"#
+        ));
+        let grant = block_on(answer).unwrap().unwrap();
+        assert_eq!(grant.address, Some("127.0.0.1:8124".parse().unwrap()));
+        primary.hear(r#""act":"listening""#);
+
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut clients = Vec::new();
+        for seq in [2, 3] {
+            clients.push(TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+            let connection = OwnedFd::from(listener.accept().unwrap().0);
+            let line = format!(
+                "{{\"cmd\":\"NODE_HANDLE\",\"type\":\"net.Native\",\"msg\":{{\"cmd\":\"NODE_CLUSTER\",\"act\":\"newconn\",\"key\":\"k\",\"seq\":{seq}}}}}\n"
+            );
+            primary.channel.send(line.as_bytes(), Some(connection.as_fd())).unwrap();
+        }
+        let taken = block_on(std::future::poll_fn(|cx| grant.queue.poll_take(cx)));
+        // Nobody told the driver: closing finds out what was taken.
+        drop(grant);
+        primary.hear(r#""ack":2,"accepted":true"#);
+        primary.hear(r#""ack":3,"accepted":false"#);
+        primary.hear(r#""act":"close""#);
+        let mut served = TcpStream::from(taken);
+        served.write_all(b"x").unwrap();
+        clients[0].read_exact(&mut [0]).unwrap();
+
+        primary.say(r#"{"hello":1}"#);
+        let mut messages = inbox.subscribe();
+        assert_eq!(messages.blocking_recv().unwrap()["hello"], 1);
+        let (reply, answer) = oneshot::channel();
+        commands.send(Command::Send(Payload::encode("there").unwrap(), reply)).unwrap();
+        block_on(answer).unwrap().unwrap();
+        primary.hear("\"there\"\n");
+        // The end of the channel would end this very process.
+        std::mem::forget(primary);
+    }
+}

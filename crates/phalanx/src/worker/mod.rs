@@ -1,0 +1,214 @@
+//! This process as a worker: its channel to the primary.
+
+pub(crate) mod background;
+pub(crate) mod driver;
+pub(crate) mod queue;
+
+use std::io;
+use std::sync::{Arc, Once, OnceLock};
+use std::time::Duration;
+
+use phalanx_core::wire::Payload;
+use phalanx_os::inherit::{self, Birth};
+use phalanx_os::{Channel, InheritError};
+use serde::Serialize;
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::drain::Draining;
+use driver::{Command, Commands, Inbox};
+
+/// How long [`Worker::kill`] waits for its last word to be written.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
+/// Why a process that was started as a worker cannot be one.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InitError {
+    /// What the environment says of the channel is unusable.
+    #[error("the channel to the primary cannot be used")]
+    Inherit(#[source] Arc<InheritError>),
+    /// The primary writes V8 structured clones (`serialization: 'advanced'`).
+    #[error("the primary uses the serialization \"advanced\"; only \"json\" is understood")]
+    Serialization,
+    /// The thread of the channel could not be started.
+    #[error("the worker's thread cannot be started")]
+    Thread(#[source] Arc<io::Error>),
+}
+
+impl From<InitError> for io::Error {
+    fn from(error: InitError) -> Self {
+        Self::other(error)
+    }
+}
+
+/// Why a message was not sent.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// The channel is closed.
+    #[error("the channel to the primary is closed")]
+    Closed,
+    /// Too much waits to be sent already.
+    #[error("the primary does not read: the queue is full")]
+    Full,
+    /// The message has no form in JSON.
+    #[error("the message cannot be written as JSON")]
+    Encode(#[source] serde_json::Error),
+}
+
+/// This process, as a worker of a cluster. Clones are the same worker.
+#[derive(Clone, Debug)]
+pub struct Worker(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    id: u32,
+    slot: Option<u32>,
+    commands: Commands,
+    inbox: Arc<Inbox>,
+}
+
+static WORKER: OnceLock<Result<Option<Worker>, InitError>> = OnceLock::new();
+static FOREIGN: Once = Once::new();
+
+/// Takes the channel to the primary if this process was born with one; else does nothing.
+///
+/// Optional: whatever needs the channel takes it. As the first line of `main` it reports an unusable channel
+/// before anything else happens. The environment variables stay, because removing them is unsafe while other
+/// threads run. Ours name this process and are harmless to its children; Node's (`NODE_CHANNEL_FD`,
+/// `NODE_UNIQUE_ID`) are not, and a worker of a Node primary removes them before it starts a child.
+///
+/// # Errors
+/// [`InitError`]; a second call gives the same result.
+pub fn init() -> Result<(), InitError> {
+    worker().map(drop)
+}
+
+/// This process as a worker; `None` in a primary and in a program that runs by itself.
+///
+/// # Errors
+/// [`InitError`]; every call gives the same result.
+pub fn worker() -> Result<Option<Worker>, InitError> {
+    WORKER.get_or_init(take).clone()
+}
+
+/// The worker, if it was taken already.
+pub(crate) fn known() -> Option<Worker> {
+    WORKER.get()?.as_ref().ok()?.clone()
+}
+
+fn take() -> Result<Option<Worker>, InitError> {
+    let birth = inherit::channel().map_err(|error| InitError::Inherit(Arc::new(error)))?;
+    match birth {
+        None => {
+            if inherit::foreign_channel() {
+                FOREIGN.call_once(|| {
+                    tracing::warn!(
+                        "PHALANX_CHANNEL is meant for another process: this one is no worker and binds by \
+                         itself; start it without a shell or wrapper in between"
+                    );
+                });
+            }
+            Ok(None)
+        }
+        Some(Birth::Node { advanced: true, .. }) => Err(InitError::Serialization),
+        Some(Birth::Node { worker_id, channel, advanced: false }) => start(channel, worker_id, None),
+        Some(Birth::Phalanx { channel, worker_id, slot }) => {
+            start(channel, worker_id.unwrap_or_default(), slot)
+        }
+    }
+}
+
+fn start(channel: Channel, id: u32, slot: Option<u32>) -> Result<Option<Worker>, InitError> {
+    let thread = |error| InitError::Thread(Arc::new(error));
+    let inbox = Arc::new(Inbox::default());
+    let _inside = background::handle().map_err(thread)?.enter();
+    let commands = driver::start(channel, Arc::clone(&inbox)).map_err(thread)?;
+    Ok(Some(Worker(Arc::new(Inner { id, slot, commands, inbox }))))
+}
+
+impl Worker {
+    /// The number that the primary gave to this worker; no other worker of it ever has the same.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.0.id
+    }
+
+    /// The place that this worker fills; its successor has the same. `None` under a Node primary.
+    #[must_use]
+    pub fn slot(&self) -> Option<u32> {
+        self.0.slot
+    }
+
+    /// Resolves when this worker is asked to leave; see [`draining`](crate::drain::draining).
+    pub fn draining(&self) -> Draining {
+        crate::drain::draining()
+    }
+
+    /// Tells the primary that this worker is ready to work, if it waits for that. Node ignores it.
+    pub fn ready(&self) {
+        self.tell(Command::Ready);
+    }
+
+    /// Sends a message to the primary. It is queued when this returns, not received.
+    ///
+    /// # Errors
+    /// See [`SendError`]; nothing was queued.
+    pub async fn send<T: Serialize + ?Sized + Sync>(&self, message: &T) -> Result<(), SendError> {
+        let message = Payload::encode(message).map_err(SendError::Encode)?;
+        let (reply, answer) = oneshot::channel();
+        self.tell(Command::Send(message, reply));
+        match answer.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(phalanx_core::SendError::Full)) => Err(SendError::Full),
+            Ok(Err(_)) | Err(_) => Err(SendError::Closed),
+        }
+    }
+
+    /// The messages of the primary from now on. Who asks first also gets those that came before.
+    #[must_use]
+    pub fn messages(&self) -> Messages {
+        Messages(self.0.inbox.subscribe())
+    }
+
+    /// Leaves the cluster: gives up all listeners, tells the primary that this is meant, and closes the
+    /// channel once the primary knows, or after 5 seconds. The process goes on.
+    pub async fn disconnect(&self) {
+        let (left, answer) = oneshot::channel();
+        self.tell(Command::Leave(left));
+        let _ = answer.await;
+    }
+
+    /// Tells the primary that this is meant, and ends the process with status 0. Connections are not waited
+    /// for.
+    pub fn kill(&self) -> ! {
+        let (killed, answer) = std::sync::mpsc::channel();
+        self.tell(Command::Kill(killed));
+        let _ = answer.recv_timeout(LAST_WORD);
+        std::process::exit(0)
+    }
+
+    pub(crate) fn tell(&self, command: Command) {
+        let _ = self.0.commands.send(command);
+    }
+}
+
+/// The messages of the primary, in order.
+#[derive(Debug)]
+pub struct Messages(mpsc::UnboundedReceiver<Value>);
+
+impl Messages {
+    /// The next message; `None` when the channel is closed. Nothing is lost if the future is dropped.
+    pub async fn recv(&mut self) -> Option<Value> {
+        self.0.recv().await
+    }
+
+    /// The next message, for a thread without a runtime; `None` when the channel is closed.
+    ///
+    /// # Panics
+    /// When called in an asynchronous task.
+    pub fn blocking_recv(&mut self) -> Option<Value> {
+        self.0.blocking_recv()
+    }
+}
