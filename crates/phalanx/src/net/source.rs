@@ -130,8 +130,7 @@ impl Wanted<'_> {
             Self::Udp(addr) => Address::Udp { addr, v6only, reuse_addr: false },
             Self::Unix(path) => Address::Unix { path: path.to_owned(), mode: options.unix_mode },
             Self::Named(name) => {
-                let text = format!("no listener is named {name:?}");
-                return Err(io::Error::new(io::ErrorKind::NotFound, text));
+                return Err(unnamed(name));
             }
         };
         let bound = listener::bind(&address)?;
@@ -168,6 +167,9 @@ async fn ask(
     options: &ListenOptions,
     socket: bool,
 ) -> io::Result<Opened> {
+    if let (Wanted::Named(name), true) = (&wanted, worker.under_node()) {
+        return Err(unnamed(name));
+    }
     let (reply, answer) = oneshot::channel();
     worker.tell(Command::Listen { request: wanted.request(options, socket)?, reply });
     let grant = answer.await.map_err(|_| io::Error::from(io::ErrorKind::NotConnected))??;
@@ -198,6 +200,10 @@ pub(crate) async fn open_first(
         }
     }
     Err(last.unwrap_or_else(|| invalid("the name has no address")))
+}
+
+fn unnamed(name: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, format!("no listener is named {name:?}"))
 }
 
 fn invalid(text: &'static str) -> io::Error {

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use phalanx_core::wire::{DEFAULT_MAX_MESSAGE, ListenRequest, Payload};
+use phalanx_core::wire::{DEFAULT_MAX_MESSAGE, Family, ListenRequest, Payload};
 use phalanx_core::{Carried, Listen, Worker as Core, WorkerEvent};
 use phalanx_os::{Channel, LocalAddress, RecvError, SendError as Unsent, SocketKind, conn, listener};
 use serde_json::Value;
@@ -385,11 +385,8 @@ impl Driver {
 
     /// Makes a shared socket ready to be used; returns its address.
     fn prepare(&self, listen: Listen, socket: &OwnedFd) -> io::Result<Option<SocketAddr>> {
-        let datagrams = self
-            .listeners
-            .get(&listen)
-            .and_then(|entry| entry.request.family)
-            .is_some_and(phalanx_core::wire::Family::is_udp);
+        let datagrams =
+            self.listeners.get(&listen).and_then(|entry| entry.request.family).is_some_and(Family::is_udp);
         if !datagrams {
             listener::listen(socket, BACKLOG)?;
         }
@@ -408,6 +405,12 @@ impl Driver {
         data: Option<Box<serde_json::value::RawValue>>,
     ) {
         let Some(entry) = self.listeners.get_mut(&listen) else { return self.core.close(listen) };
+        let only_socket = entry.request.socket || entry.request.family.is_some_and(Family::is_udp);
+        if only_socket && socket.is_none() {
+            // A Node primary does not know of that wish.
+            self.core.close(listen);
+            return self.refused(listen, refusal(EOPNOTSUPP));
+        }
         let Some(reply) = entry.reply.take() else { return };
         let data = data.and_then(|data| serde_json::from_str(data.get()).ok());
         let ticket = Ticket { listen, commands: self.own.clone() };
@@ -510,7 +513,6 @@ fn exit() -> ! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use phalanx_core::wire::Family;
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
     use std::os::unix::net::UnixStream;

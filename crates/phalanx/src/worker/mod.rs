@@ -65,6 +65,7 @@ pub struct Worker(Arc<Inner>);
 struct Inner {
     id: u32,
     slot: Option<u32>,
+    node: bool,
     commands: Commands,
     inbox: Arc<Inbox>,
 }
@@ -113,19 +114,19 @@ fn take() -> Result<Option<Worker>, InitError> {
             Ok(None)
         }
         Some(Birth::Node { advanced: true, .. }) => Err(InitError::Serialization),
-        Some(Birth::Node { worker_id, channel, advanced: false }) => start(channel, worker_id, None),
+        Some(Birth::Node { worker_id, channel, advanced: false }) => start(channel, worker_id, None, true),
         Some(Birth::Phalanx { channel, worker_id, slot }) => {
-            start(channel, worker_id.unwrap_or_default(), slot)
+            start(channel, worker_id.unwrap_or_default(), slot, false)
         }
     }
 }
 
-fn start(channel: Channel, id: u32, slot: Option<u32>) -> Result<Option<Worker>, InitError> {
+fn start(channel: Channel, id: u32, slot: Option<u32>, node: bool) -> Result<Option<Worker>, InitError> {
     let thread = |error| InitError::Thread(Arc::new(error));
     let inbox = Arc::new(Inbox::default());
     let _inside = background::handle().map_err(thread)?.enter();
     let commands = driver::start(channel, Arc::clone(&inbox)).map_err(thread)?;
-    Ok(Some(Worker(Arc::new(Inner { id, slot, commands, inbox }))))
+    Ok(Some(Worker(Arc::new(Inner { id, slot, node, commands, inbox }))))
 }
 
 impl Worker {
@@ -187,6 +188,11 @@ impl Worker {
         self.tell(Command::Kill(killed));
         let _ = answer.recv_timeout(LAST_WORD);
         std::process::exit(0)
+    }
+
+    /// Whether the primary is Node's, which ignores what it does not know.
+    pub(crate) fn under_node(&self) -> bool {
+        self.0.node
     }
 
     pub(crate) fn tell(&self, command: Command) {
