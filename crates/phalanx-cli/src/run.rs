@@ -130,8 +130,6 @@ pub(crate) fn supervise(
         }
         tracing::info!("all workers have ended");
         Ok(match by_signal {
-            Some(2) => Code::Signal(2),
-            Some(15 | 3) => Code::Ok,
             Some(number) => Code::Signal(number),
             None if failed => Code::Failed,
             None => Code::Ok,

@@ -90,6 +90,8 @@ pub(crate) struct Driver {
     chunk: Vec<u8>,
     timer: Rc<Notify>,
     over: Rc<Notify>,
+    /// Once nobody is left, the thread ends. A cluster of plain forks can be used again (LIFE-19).
+    ending: bool,
     me: Weak<RefCell<Driver>>,
 }
 
@@ -135,7 +137,8 @@ pub(crate) fn start(builder: Builder) -> Result<Handle> {
                             None => break,
                         },
                         () = over.notified() => {
-                            if driver.borrow().core.is_empty() {
+                            let driver = driver.borrow();
+                            if driver.ending && driver.core.is_empty() {
                                 break;
                             }
                         }
@@ -192,6 +195,7 @@ impl Driver {
                 chunk: vec![0; CHUNK],
                 timer: Rc::new(Notify::new()),
                 over: Rc::new(Notify::new()),
+                ending: wanted.is_some(),
                 me: me.clone(),
             })
         });
@@ -227,6 +231,7 @@ impl Driver {
 
     pub(super) fn stop(&mut self, hurry: Hurry) {
         let now = self.now();
+        self.ending = true;
         self.core.stop(now, hurry);
         self.drive();
     }

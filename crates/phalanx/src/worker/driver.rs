@@ -273,9 +273,9 @@ impl Driver {
         for killed in self.killed.drain(..) {
             let _ = killed.send(());
         }
-        if self.draining && self.leave_by.is_none() && self.listeners.is_empty() {
-            self.close_channel();
-        }
+        // Draining does NOT close the channel, although all listeners may be gone: servers drop theirs when
+        // the drain begins, with requests still running, and the channel's end tells the primary that they
+        // have ended. The end of the process says so.
     }
 
     fn read(&mut self, buffer: &mut [u8]) {
