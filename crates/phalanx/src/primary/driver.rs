@@ -89,6 +89,8 @@ pub(crate) struct Driver {
     bind_error: Option<i32>,
     chunk: Vec<u8>,
     timer: Rc<Notify>,
+    /// When the timer's task believes that core is due.
+    due: Option<Time>,
     over: Rc<Notify>,
     /// Once nobody is left, the thread ends. A cluster of plain forks can be used again (LIFE-19).
     ending: bool,
@@ -194,6 +196,7 @@ impl Driver {
                 bind_error: None,
                 chunk: vec![0; CHUNK],
                 timer: Rc::new(Notify::new()),
+                due: None,
                 over: Rc::new(Notify::new()),
                 ending: wanted.is_some(),
                 me: me.clone(),
@@ -314,7 +317,11 @@ impl Driver {
                 let _ = done.send(());
             }
         }
-        self.timer.notify_one();
+        let due = self.core.poll_timeout();
+        if due != self.due {
+            self.due = due;
+            self.timer.notify_one();
+        }
     }
 
     fn act(&mut self, action: Action) {
@@ -661,6 +668,7 @@ async fn accept(driver: Weak<RefCell<Driver>>, socket: SocketId, fd: Arc<OwnedFd
                 Ok((connection, peer)) => {
                     let still = enter(&driver, |driver| {
                         driver.core.handle_connection(socket, peer, connection);
+                        // What follows may be to stop accepting: that must be known before the next accept.
                         driver.drive();
                         driver.doors.get(&socket).is_some_and(|door| door.accepting.is_some())
                     });
