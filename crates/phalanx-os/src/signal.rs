@@ -162,10 +162,21 @@ pub fn normalize() {
 ///
 /// Caught signals become default at exec anyway; it has to be done *before* the mask is emptied, or a handler
 /// of the parent's would run in the child, and write into the parent's self-pipe.
+///
+/// Straight to the kernel, because libc hides the two signals that it keeps for its threads (32 and 33), and
+/// those, too, can be ignored by whoever started us.
 pub(crate) fn reset_all() {
+    // The size of the kernel's signal set, in bytes.
+    const SET: usize = if cfg!(any(target_arch = "mips", target_arch = "mips64")) { 16 } else { 8 };
+    // The kernel's struct differs by architecture, but on all of them zeros mean SIG_DFL, no flags, an empty
+    // mask, and 64 bytes are enough for it.
+    let default = [0u64; 8];
     for signal in 1..=HIGHEST {
-        // KILL and STOP refuse, and so do the two that libc keeps for its threads: both are never ignored.
-        set_disposition(signal, libc::SIG_DFL);
+        // SAFETY: the kernel reads a struct sigaction from `default` and writes nothing. KILL and STOP are
+        // refused, which is as well: they cannot be anything else.
+        unsafe {
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), ptr::null_mut::<u64>(), SET);
+        }
     }
 }
 

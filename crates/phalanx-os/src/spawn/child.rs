@@ -7,12 +7,13 @@
 
 use std::ffi::{CString, OsStr};
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::ptr;
 
 use libc::{c_char, c_int, c_ulong, gid_t, pid_t, uid_t};
+
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 use super::User;
 use super::error::Step;
@@ -252,15 +253,10 @@ fn lift(fd: RawFd, floor: RawFd) -> Result<RawFd, Failure> {
 }
 
 fn limit_open_files(soft: u64) -> Result<(), Failure> {
-    let mut limit = MaybeUninit::<libc::rlimit64>::zeroed();
-    // SAFETY: writes the limit; all zeros was valid as well.
-    unsafe {
-        check(Step::Limit, libc::getrlimit64(libc::RLIMIT_NOFILE, limit.as_mut_ptr()))?;
-        let mut limit = limit.assume_init();
-        limit.rlim_cur = soft;
-        check(Step::Limit, libc::setrlimit64(libc::RLIMIT_NOFILE, &raw const limit))?;
-    }
-    Ok(())
+    // Both are bare system calls.
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = Some(soft);
+    setrlimit(Resource::Nofile, limit).map_err(|e| (Step::Limit, e.raw_os_error()))
 }
 
 /// The order matters: groups while there is the right to set them, the bounding set while there is the right
