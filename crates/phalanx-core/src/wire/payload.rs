@@ -27,12 +27,7 @@ impl Payload {
     pub fn new(text: impl Into<Vec<u8>>) -> Result<Self, NotJson> {
         let mut text = text.into();
         let report = scan::scan(&text, |_, _| ()).map_err(|_| NotJson)?;
-        // Inside a string a raw line break is not JSON, so each of these is white space.
-        for byte in &mut text {
-            if *byte == b'\n' || *byte == b'\r' {
-                *byte = b' ';
-            }
-        }
+        one_line(&mut text);
         Ok(Self::cut(text, report.span))
     }
 
@@ -42,7 +37,9 @@ impl Payload {
     ///
     /// Whatever the value's own [`Serialize`] reports.
     pub fn encode<T: Serialize + ?Sized>(value: &T) -> serde_json::Result<Self> {
-        Ok(Self(serde_json::to_vec(value)?.into()))
+        let mut text = serde_json::to_vec(value)?;
+        one_line(&mut text); // A `RawValue` inside is written as it is.
+        Ok(Self(text.into()))
     }
 
     /// Decodes the message.
@@ -79,6 +76,15 @@ impl Payload {
     }
 }
 
+/// Inside a string a raw line break is not JSON, so each one is white space between tokens.
+fn one_line(text: &mut [u8]) {
+    for byte in text {
+        if *byte == b'\n' || *byte == b'\r' {
+            *byte = b' ';
+        }
+    }
+}
+
 impl fmt::Debug for Payload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Payload({})", String::from_utf8_lossy(&self.0))
@@ -94,6 +100,8 @@ mod tests {
         let payload = Payload::new("\n{\n \"a\": [1,\r\n2]\n}\n").unwrap();
         assert_eq!(payload.as_bytes(), b"{  \"a\": [1,  2] }");
         assert_eq!(payload.decode::<serde_json::Value>().unwrap()["a"][1], 2);
+        let raw = serde_json::value::RawValue::from_string("[\n1]".into()).unwrap();
+        assert_eq!(Payload::encode(&raw).unwrap().as_bytes(), b"[ 1]");
     }
 
     #[test]
