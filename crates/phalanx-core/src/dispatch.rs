@@ -19,12 +19,12 @@ pub(crate) struct Connection<C> {
     pub(crate) peer: Option<SocketAddr>,
     /// Meant for one worker: it goes to that one or is closed.
     pub(crate) only: Option<WorkerId>,
-    /// How many workers have died holding it.
+    /// How many workers have died of it, as far as can be told.
     pub(crate) deaths: u8,
     pub(crate) carry: C,
 }
 
-/// A connection that two workers died of is not given to a third.
+/// How often a connection goes to another worker after one that died of it.
 pub(crate) const MAX_DEATHS: u8 = 2;
 
 /// What became of connections. Every connection is counted once in `accepted`, and once in the place where it
@@ -50,7 +50,7 @@ pub struct Totals {
 pub struct Closed {
     /// A worker died after it had begun to read them, but before it acknowledged.
     pub touched: u64,
-    /// Two workers died holding them.
+    /// Three workers died of them.
     pub poison: u64,
     /// Their listener closed while they waited.
     pub listener_closed: u64,

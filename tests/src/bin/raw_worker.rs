@@ -144,12 +144,9 @@ fn options() -> Option<Options> {
             _ => code = value.parse().ok()?,
         }
     }
-    if let Some(file) = first_only
-        && std::fs::File::create_new(&file).is_err()
-    {
-        mode = "serve".into();
-    }
-    if only_slot.is_some() && std::env::var("PHALANX_SLOT").ok() != only_slot {
+    // The slot BEFORE the marker: a worker that may not misbehave must not take the only turn.
+    let behaves = only_slot.is_some() && std::env::var("PHALANX_SLOT").ok() != only_slot;
+    if behaves || first_only.is_some_and(|file| std::fs::File::create_new(&file).is_err()) {
         mode = "serve".into();
     }
     let query = match unix {
