@@ -1,0 +1,175 @@
+//! A whole cluster, simulated: the real primary, real workers, a virtual clock, and all kinds of bad luck.
+
+#[path = "sim/net.rs"]
+mod net;
+#[path = "sim/world.rs"]
+mod world;
+
+use phalanx_core::{Ended, Hurry, Policy};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use world::{Faults, PORT, World};
+
+fn world() -> World {
+    World::new(1, Policy::RoundRobin, 16, Faults::default())
+}
+
+#[test]
+fn a_crash_loses_no_connection() {
+    for seed in 0..50 {
+        let mut world = World::new(seed, Policy::RoundRobin, 16, Faults::default());
+        world.fork(3).quiet().connect(10).steps(60);
+        let victim = world.living()[1];
+        world.crash(victim, Ended::Signal(9, false)).settle();
+        let ledger = world.primary.ledger();
+        assert_eq!(world.served.len() as u64, 10, "seed {seed}: {ledger:?}");
+        world.stop(Hurry::Graceful).settle().assert_over();
+    }
+}
+
+#[test]
+fn what_waits_is_served_by_the_replacements() {
+    let mut world = world();
+    world.want(3).quiet().run(Duration::from_secs(1));
+    world.connect(9).steps(12);
+    for victim in world.living() {
+        world.crash(victim, Ended::Signal(9, false));
+    }
+    world.settle();
+    assert_eq!(world.served.len(), 9);
+    assert_eq!(world.living().len(), 3);
+    world.stop(Hurry::Graceful).settle().assert_over();
+    assert_eq!(world.finished, 1);
+}
+
+#[test]
+fn a_rotation_is_exact() {
+    let mut world = world();
+    world.fork(4).quiet().connect(40).settle();
+    let mut each: BTreeMap<_, u32> = BTreeMap::new();
+    for worker in world.served.values() {
+        *each.entry(*worker).or_default() += 1;
+    }
+    assert_eq!(each.into_values().collect::<Vec<_>>(), [10; 4]);
+    world.stop(Hurry::Graceful).settle().assert_over();
+}
+
+#[test]
+fn sticky_stays() {
+    let mut world = World::new(3, Policy::Sticky, 4, Faults::default());
+    world.fork(4).quiet();
+    for _ in 0..5 {
+        world.connect(7).settle();
+    }
+    assert_eq!(world.served.len(), 35);
+    for (id, worker) in &world.served {
+        assert_eq!(world.served[&(id % 7)], *worker);
+    }
+    world.stop(Hurry::Graceful).settle().assert_over();
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Op {
+    Fork,
+    Want(u32),
+    Connect(usize),
+    Crash(usize, bool),
+    Leave(usize, bool),
+    End(usize, Hurry),
+    Voluntary(usize),
+    CloseServer(usize),
+    Listen(usize, i32),
+    Steps(usize),
+    Run(u64),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let hurry = prop_oneof![Just(Hurry::Graceful), Just(Hurry::Terminate), Just(Hurry::Kill)];
+    let who = 0..8_usize;
+    prop_oneof![
+        2 => Just(Op::Fork),
+        1 => (0..5_u32).prop_map(Op::Want),
+        5 => (1..12_usize).prop_map(Op::Connect),
+        3 => (who.clone(), any::<bool>()).prop_map(|(n, killed)| Op::Crash(n, killed)),
+        1 => (who.clone(), any::<bool>()).prop_map(|(n, then)| Op::Leave(n, then)),
+        1 => (who.clone(), hurry).prop_map(|(n, hurry)| Op::End(n, hurry)),
+        1 => who.clone().prop_map(Op::Voluntary),
+        1 => who.clone().prop_map(Op::CloseServer),
+        1 => (who, PORT..PORT + 2).prop_map(|(n, port)| Op::Listen(n, port)),
+        6 => (1..80_usize).prop_map(Op::Steps),
+        3 => (1..3000_u64).prop_map(Op::Run),
+    ]
+}
+
+fn faults() -> impl Strategy<Value = Faults> {
+    let often = |p: usize| prop_oneof![Just(0), 1..p];
+    (often(30), often(20), often(20), often(30), often(20), often(40), often(10)).prop_map(
+        |(refuse, block, spawn, bind, starve, stubborn, mute)| Faults {
+            refuse,
+            block,
+            spawn,
+            bind,
+            starve,
+            stubborn,
+            mute,
+        },
+    )
+}
+
+fn apply(world: &mut World, op: Op) {
+    match op {
+        Op::Fork => world.fork(1),
+        Op::Want(n) => world.want(n),
+        Op::Connect(n) => world.connect(n),
+        Op::Steps(n) => world.steps(n),
+        Op::Run(ms) => world.run(Duration::from_millis(ms)),
+        Op::Crash(n, _)
+        | Op::Leave(n, _)
+        | Op::End(n, _)
+        | Op::Voluntary(n)
+        | Op::CloseServer(n)
+        | Op::Listen(n, _) => {
+            let Some(id) = world.pick(n) else { return };
+            match op {
+                Op::Crash(_, true) => world.crash(id, Ended::Signal(9, false)),
+                Op::Crash(_, false) => world.crash(id, Ended::Code(1)),
+                Op::Leave(_, then) => world.leave(id, then.then_some(15)),
+                Op::End(_, hurry) => world.end(id, hurry),
+                Op::Voluntary(_) => world.leave_voluntarily(id),
+                Op::Listen(_, port) => world.listen_again(id, port),
+                _ => world.close_server(id),
+            }
+        }
+    };
+    world.check();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 128,
+        failure_persistence: None,
+        rng_seed: proptest::test_runner::RngSeed::Fixed(0x70_68_61_6c),
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn whatever_happens(
+        seed in any::<u64>(),
+        sticky in any::<bool>(),
+        window in 1..5_u32,
+        faults in prop_oneof![Just(Faults::default()), faults()],
+        first in 0..4_usize,
+        ops in prop::collection::vec(op(), 1..60),
+    ) {
+        let policy = if sticky { Policy::Sticky } else { Policy::RoundRobin };
+        let mut world = World::new(seed, policy, window, faults);
+        world.fork(first);
+        for op in ops {
+            apply(&mut world, op);
+        }
+        world.stop(Hurry::Graceful).settle();
+        // A worker that is left alone with a closed channel and ignores everything is killed.
+        world.stop(Hurry::Kill).settle().assert_over();
+    }
+}

@@ -1,0 +1,670 @@
+//! A cluster in a bottle: one real primary, real workers, and everything between them simulated.
+
+use crate::net::{Conn, Dice, Open, Pipe};
+use phalanx_core::wire::{Family, ListenRequest};
+use phalanx_core::{
+    Action, BindSpec, Blocked, BoundAddress, Carried, Config, Ended, Event, Examined, Hurry, Listen, Offer,
+    Policy, Primary, SocketId, State, Time, Worker, WorkerEvent, WorkerId,
+};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+const EADDRINUSE: i32 = 98;
+const LONGEST_REST: Duration = Duration::from_millis(100);
+const MAX: usize = 1 << 20;
+pub(crate) const PORT: i32 = 8000;
+
+/// What may go wrong, in percent.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Faults {
+    pub(crate) refuse: usize,
+    pub(crate) block: usize,
+    pub(crate) spawn: usize,
+    pub(crate) bind: usize,
+    pub(crate) starve: usize,
+    /// A worker ignores the stop signal, and the end of its channel.
+    pub(crate) stubborn: usize,
+    /// A worker dies between taking a connection and saying so.
+    pub(crate) mute: usize,
+}
+
+/// One worker's process, and both directions of its channel.
+struct Process {
+    worker: Worker<Conn>,
+    alive: bool,
+    stubborn: bool,
+    /// Set when it is dead and nobody has been told.
+    ended: Option<Ended>,
+    down: Pipe,
+    up: Pipe,
+    /// The primary's end, and the worker's.
+    ours: bool,
+    theirs: bool,
+    /// The worker has seen the end of its channel.
+    eof: bool,
+    full: bool,
+    leaving: bool,
+    closing: bool,
+    listens: Vec<Listen>,
+    offers: Vec<(Time, Offer, Listen, Conn)>,
+    served: Vec<Conn>,
+}
+
+struct Socket {
+    port: u16,
+    accepting: bool,
+}
+
+#[derive(Default)]
+struct Seen {
+    online: bool,
+    disconnect: bool,
+    exit: bool,
+}
+
+#[derive(Clone, Copy)]
+enum Step {
+    Up(WorkerId),
+    Down(WorkerId),
+    Eof(WorkerId),
+    Hangup(WorkerId),
+    Reap(WorkerId),
+    Writable(WorkerId),
+    Decide(WorkerId),
+    CloseOwn(WorkerId),
+    Accept(SocketId),
+}
+
+pub(crate) struct World {
+    pub(crate) primary: Primary<Conn>,
+    pub(crate) now: Time,
+    pub(crate) open: Open,
+    pub(crate) faults: Faults,
+    pub(crate) delay_ms: usize,
+    dice: Dice,
+    window: u32,
+    strict_pump: bool,
+    processes: BTreeMap<WorkerId, Process>,
+    sockets: BTreeMap<SocketId, Socket>,
+    /// Completed connections that nobody has accepted.
+    backlog: VecDeque<(SocketAddr, Conn)>,
+    next: u64,
+    /// Who served what.
+    pub(crate) served: BTreeMap<u64, WorkerId>,
+    seen: BTreeMap<WorkerId, Seen>,
+    pub(crate) finished: u32,
+    /// How many refusals there were, and when the latest was.
+    refused: (u64, Time),
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, policy: Policy, window: u32, faults: Faults) -> World {
+        let mut config = Config::default();
+        config.policy = policy;
+        config.window = window;
+        config.seed = seed;
+        config.pending_max = 8;
+        World {
+            primary: Primary::new(config),
+            now: Time::ZERO,
+            open: Open::default(),
+            faults,
+            delay_ms: 20,
+            dice: Dice(seed),
+            window,
+            strict_pump: policy == Policy::RoundRobin && faults.block == 0,
+            processes: BTreeMap::new(),
+            sockets: BTreeMap::new(),
+            backlog: VecDeque::new(),
+            next: 0,
+            served: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            finished: 0,
+            refused: (0, Time::ZERO),
+        }
+    }
+
+    // Wishes.
+
+    pub(crate) fn fork(&mut self, n: usize) -> &mut World {
+        for _ in 0..n {
+            self.primary.fork(Vec::new());
+            self.outcomes();
+        }
+        self
+    }
+
+    pub(crate) fn want(&mut self, n: u32) -> &mut World {
+        self.primary.set_wanted(self.now, n);
+        self.outcomes();
+        self
+    }
+
+    pub(crate) fn connect(&mut self, n: usize) -> &mut World {
+        for _ in 0..n {
+            let peer = SocketAddr::from(([10, 0, 0, (self.next % 7) as u8], 40_000));
+            self.connect_from(peer);
+        }
+        self
+    }
+
+    pub(crate) fn connect_from(&mut self, peer: SocketAddr) -> u64 {
+        let id = self.next;
+        self.next += 1;
+        self.backlog.push_back((peer, Conn::new(id, &self.open)));
+        id
+    }
+
+    pub(crate) fn living(&self) -> Vec<WorkerId> {
+        self.processes.iter().filter(|(_, p)| p.alive).map(|(id, _)| *id).collect()
+    }
+
+    pub(crate) fn pick(&self, n: usize) -> Option<WorkerId> {
+        let living = self.living();
+        (!living.is_empty()).then(|| living[n % living.len()])
+    }
+
+    pub(crate) fn crash(&mut self, id: WorkerId, ended: Ended) -> &mut World {
+        if let Some(process) = self.processes.get_mut(&id) {
+            process.die(ended);
+        }
+        self
+    }
+
+    pub(crate) fn leave(&mut self, id: WorkerId, then: Option<i32>) -> &mut World {
+        self.primary.leave(self.now, id, then);
+        self.outcomes();
+        self
+    }
+
+    pub(crate) fn end(&mut self, id: WorkerId, hurry: Hurry) -> &mut World {
+        self.primary.end(self.now, id, hurry);
+        self.outcomes();
+        self
+    }
+
+    pub(crate) fn leave_voluntarily(&mut self, id: WorkerId) -> &mut World {
+        if let Some(process) = self.processes.get_mut(&id) {
+            process.worker.notify_leave();
+            self.write_up(id);
+        }
+        self
+    }
+
+    pub(crate) fn close_server(&mut self, id: WorkerId) -> &mut World {
+        if let Some(process) = self.processes.get_mut(&id) {
+            process.close_servers();
+            self.write_up(id);
+        }
+        self
+    }
+
+    pub(crate) fn listen_again(&mut self, id: WorkerId, port: i32) -> &mut World {
+        if let Some(process) = self.processes.get_mut(&id).filter(|p| p.alive && p.theirs && !p.leaving) {
+            process.listen(port);
+            self.write_up(id);
+        }
+        self
+    }
+
+    pub(crate) fn stop(&mut self, hurry: Hurry) -> &mut World {
+        self.primary.stop(self.now, hurry);
+        self.outcomes();
+        self
+    }
+
+    // Running.
+
+    /// Until nothing more happens at this instant.
+    pub(crate) fn quiet(&mut self) -> &mut World {
+        while self.step() {}
+        self
+    }
+
+    /// At most so many small steps, in an order of chance.
+    pub(crate) fn steps(&mut self, n: usize) -> &mut World {
+        for _ in 0..n {
+            if !self.step() {
+                break;
+            }
+        }
+        self
+    }
+
+    /// So much time, from deadline to deadline.
+    pub(crate) fn run(&mut self, passed: Duration) -> &mut World {
+        let end = self.now + passed;
+        self.quiet();
+        while let Some(next) = self.deadline().filter(|next| *next <= end) {
+            self.jump(next);
+        }
+        self.now = end;
+        self
+    }
+
+    /// Until nothing is left to wait for.
+    pub(crate) fn settle(&mut self) -> &mut World {
+        self.quiet();
+        for _ in 0..20_000 {
+            match self.deadline() {
+                None => return self,
+                Some(next) => self.jump(next),
+            }
+        }
+        panic!("no rest: {:?}", self.primary.status(self.now));
+    }
+
+    fn jump(&mut self, next: Time) {
+        self.now = self.now.max(next);
+        if self.primary.poll_timeout().is_some_and(|at| at <= self.now) {
+            self.primary.handle_timeout(self.now);
+            self.outcomes();
+        }
+        self.check();
+        self.quiet();
+    }
+
+    fn deadline(&self) -> Option<Time> {
+        let offers = self.processes.values().flat_map(|p| p.offers.iter().map(|(due, ..)| *due));
+        self.primary.poll_timeout().into_iter().chain(offers).min()
+    }
+
+    fn possible(&self) -> Vec<Step> {
+        let mut steps = Vec::new();
+        for (&id, p) in &self.processes {
+            if p.ours && !p.up.is_empty() {
+                steps.push(Step::Up(id));
+            }
+            // The end of the channel, and the end of the process: in either order, after the last byte.
+            if p.up.is_empty() || !p.ours {
+                if p.ours && !p.theirs {
+                    steps.push(Step::Hangup(id));
+                }
+                if p.ended.is_some() {
+                    steps.push(Step::Reap(id));
+                }
+            }
+            if p.full && p.ours {
+                steps.push(Step::Writable(id));
+            }
+            if p.alive && p.theirs {
+                if !p.down.is_empty() {
+                    steps.push(Step::Down(id));
+                } else if !p.ours && !p.eof {
+                    steps.push(Step::Eof(id));
+                }
+                if p.offers.iter().any(|(due, ..)| *due <= self.now) {
+                    steps.push(Step::Decide(id));
+                }
+                if p.closing && p.offers.is_empty() {
+                    steps.push(Step::CloseOwn(id));
+                }
+            }
+        }
+        if !self.backlog.is_empty() {
+            steps.extend(self.sockets.iter().filter(|(_, s)| s.accepting).map(|(id, _)| Step::Accept(*id)));
+        }
+        steps
+    }
+
+    fn step(&mut self) -> bool {
+        let steps = self.possible();
+        if steps.is_empty() {
+            return false;
+        }
+        let step = steps[self.dice.below(steps.len())];
+        let room = 1 + self.dice.below(if self.dice.0.is_multiple_of(3) { 24 } else { 400 });
+        match step {
+            Step::Up(id) => {
+                let Some(p) = self.processes.get_mut(&id) else { return true };
+                let (chunk, handle) = p.up.read(room);
+                self.primary.handle_bytes(self.now, id, &chunk, handle);
+            }
+            Step::Down(id) => {
+                let Some(p) = self.processes.get_mut(&id) else { return true };
+                let (chunk, handle) = p.down.read(room);
+                p.worker.handle_bytes(&chunk, handle).expect("the primary keeps the protocol");
+                self.hear(id);
+            }
+            Step::Eof(id) => {
+                let Some(p) = self.processes.get_mut(&id) else { return true };
+                p.eof = true;
+                p.worker.handle_channel_closed();
+                p.offers.clear();
+                if !p.stubborn {
+                    p.die(Ended::Code(0));
+                }
+            }
+            Step::Hangup(id) => {
+                self.primary.handle_channel_closed(self.now, id);
+            }
+            Step::Reap(id) => {
+                if let Some(ended) = self.processes.get_mut(&id).and_then(|p| p.ended.take()) {
+                    self.primary.handle_exit(self.now, id, ended);
+                }
+            }
+            Step::Writable(id) => {
+                if let Some(p) = self.processes.get_mut(&id) {
+                    p.full = false;
+                }
+                self.flush(id);
+            }
+            Step::Decide(id) => self.decide(id),
+            Step::CloseOwn(id) => {
+                if let Some(p) = self.processes.get_mut(&id) {
+                    p.die(Ended::Code(0));
+                }
+            }
+            Step::Accept(socket) => {
+                if self.dice.percent(self.faults.starve) {
+                    self.primary.handle_starved(self.now, socket);
+                } else if let Some((peer, conn)) = self.backlog.pop_front() {
+                    self.primary.handle_connection(socket, Some(peer), conn);
+                }
+            }
+        }
+        self.outcomes();
+        self.check();
+        true
+    }
+
+    // The driver.
+
+    fn outcomes(&mut self) {
+        while let Some(action) = self.primary.poll_action() {
+            self.act(action);
+        }
+        while let Some(event) = self.primary.poll_event() {
+            self.event(&event);
+        }
+        let refused = self.primary.ledger().totals.refused;
+        if refused > self.refused.0 {
+            self.refused = (refused, self.now);
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Spawn(spawn) => {
+                let id = spawn.worker;
+                if self.dice.percent(self.faults.spawn) {
+                    self.primary.handle_spawned(self.now, id, Err("no more processes".to_owned()));
+                    return;
+                }
+                let stubborn = self.dice.percent(self.faults.stubborn);
+                let mut process = Process::new(stubborn);
+                process.listen(PORT);
+                assert!(self.processes.insert(id, process).is_none(), "{id:?} was given twice");
+                self.primary.handle_spawned(self.now, id, Ok(1000 + self.next as u32));
+                self.write_up(id);
+            }
+            Action::Bind { socket, spec, .. } => {
+                let BindSpec::Tcp { port, .. } = spec else { unreachable!("only TCP is asked for") };
+                let taken = self.sockets.values().any(|s| s.port == port);
+                if taken || self.dice.percent(self.faults.bind) {
+                    self.primary.handle_bound(socket, Err(EADDRINUSE));
+                } else {
+                    self.sockets.insert(socket, Socket { port, accepting: false });
+                    let address = SocketAddr::from(([127, 0, 0, 1], port));
+                    self.primary.handle_bound(socket, Ok(BoundAddress::Inet(address)));
+                }
+            }
+            Action::Listen { .. } => {}
+            Action::Accept { socket, on } => {
+                self.sockets.get_mut(&socket).expect("accept on a closed socket").accepting = on;
+            }
+            Action::Unbind { socket } => {
+                self.sockets.remove(&socket).expect("closed twice");
+            }
+            Action::Flush { worker } => self.flush(worker),
+            Action::CloseChannel { worker } => {
+                let p = self.processes.get_mut(&worker).expect("a channel of nobody");
+                assert!(p.ours, "closed twice");
+                p.ours = false;
+                p.up.clear();
+                if !p.theirs {
+                    p.down.clear();
+                }
+            }
+            Action::Signal { worker, signal } => {
+                let p = self.processes.get_mut(&worker).expect("a signal to nobody");
+                // A process that is dead and not reaped takes any signal.
+                if signal == 9 || !p.stubborn {
+                    p.die(Ended::Signal(signal, false));
+                }
+            }
+            Action::Examine { connection } => {
+                let conn = self.primary.examining(connection).expect("nothing to examine");
+                let touched = self.served.contains_key(&conn.id);
+                let examined = if touched { Examined::Touched } else { Examined::Pristine };
+                self.primary.handle_examined(connection, examined);
+            }
+            Action::Forget { worker } => {
+                let p = self.processes.remove(&worker).expect("forgotten twice");
+                assert!(!p.alive && !p.ours && p.ended.is_none(), "{worker:?} forgotten too early");
+            }
+            other => unreachable!("{other:?}"),
+        }
+    }
+
+    fn flush(&mut self, id: WorkerId) {
+        let Some(p) = self.processes.get_mut(&id) else { return };
+        if !p.ours || p.full {
+            return;
+        }
+        while let Some(next) = self.primary.poll_transmit(id) {
+            if self.dice.percent(self.faults.block) {
+                p.full = true;
+                self.primary.handle_blocked(self.now, id, Blocked::Full);
+                return;
+            }
+            let n = 1 + self.dice.below(next.bytes.len());
+            let bytes = next.bytes[..n].to_vec();
+            let handle = match next.carried {
+                None => None,
+                Some(Carried::Handle(conn)) => Some(conn.dup()),
+                Some(Carried::Socket(_)) => unreachable!("nothing is shared"),
+            };
+            // Nobody reads any more: the bytes vanish, and their handles are closed.
+            if p.theirs {
+                p.down.write(bytes, handle);
+            }
+            self.primary.handle_sent(id, n);
+        }
+    }
+
+    // The workers' side.
+
+    fn write_up(&mut self, id: WorkerId) {
+        let Some(p) = self.processes.get_mut(&id).filter(|p| p.alive && p.theirs) else { return };
+        while let Some(next) = p.worker.poll_transmit() {
+            let n = 1 + self.dice.below(next.bytes.len());
+            let bytes = next.bytes[..n].to_vec();
+            if p.ours {
+                p.up.write(bytes, None);
+            }
+            p.worker.handle_sent(n);
+        }
+    }
+
+    fn hear(&mut self, id: WorkerId) {
+        let Some(p) = self.processes.get_mut(&id) else { return };
+        while let Some(event) = p.worker.poll_event() {
+            match event {
+                WorkerEvent::Granted { listen, address, .. } => {
+                    p.listens.push(listen);
+                    p.worker.listening(listen, address.map(|name| i32::from(name.port)));
+                }
+                WorkerEvent::Refused { .. } => {}
+                WorkerEvent::Connection { listen, offer, connection } => {
+                    let due = self.now + Duration::from_millis(self.dice.below(self.delay_ms + 1) as u64);
+                    p.offers.push((due, offer, listen, connection));
+                }
+                WorkerEvent::Disconnect | WorkerEvent::Released => {
+                    p.leaving = true;
+                    p.closing = true;
+                    p.close_servers();
+                }
+                other => unreachable!("{other:?}"),
+            }
+        }
+        self.write_up(id);
+    }
+
+    fn decide(&mut self, id: WorkerId) {
+        let refuse = self.dice.percent(self.faults.refuse);
+        let Some(p) = self.processes.get_mut(&id) else { return };
+        let Some(at) = p.offers.iter().position(|(due, ..)| *due <= self.now) else { return };
+        let (_, offer, _, conn) = p.offers.remove(at);
+        if refuse {
+            drop(conn);
+            assert!(p.worker.refuse(offer));
+        } else {
+            assert!(p.worker.accept(offer), "the offer stands");
+            let before = self.served.insert(conn.id, id);
+            assert_eq!(before, None, "connection {} is served twice", conn.id);
+            p.served.push(conn);
+        }
+        if self.dice.percent(self.faults.mute) {
+            p.die(Ended::Code(1));
+        }
+        self.write_up(id);
+    }
+
+    // What must hold.
+
+    fn event(&mut self, event: &Event<Conn>) {
+        let who = match event {
+            Event::Fork { worker, .. } => {
+                assert!(self.seen.insert(*worker, Seen::default()).is_none(), "{event:?} again");
+                return;
+            }
+            Event::Finished => {
+                self.finished += 1;
+                return;
+            }
+            Event::Violation { .. } => panic!("{event:?}"),
+            Event::Online { worker }
+            | Event::Listening { worker, .. }
+            | Event::ListenerLeft { worker, .. }
+            | Event::Draining { worker }
+            | Event::Disconnect { worker }
+            | Event::Exit { worker, .. } => *worker,
+            _ => return,
+        };
+        let seen = self.seen.get_mut(&who).unwrap_or_else(|| panic!("{event:?} before its fork"));
+        match event {
+            Event::Online { .. } => {
+                assert!(!std::mem::replace(&mut seen.online, true), "{event:?} again");
+                assert!(!seen.disconnect && !seen.exit, "{event:?} after its end");
+            }
+            Event::Disconnect { .. } => {
+                assert!(!std::mem::replace(&mut seen.disconnect, true), "{event:?} again");
+            }
+            // It may be asked to leave before it is up.
+            Event::Draining { .. } => assert!(!seen.disconnect && !seen.exit, "{event:?} after its end"),
+            Event::Exit { .. } => assert!(!std::mem::replace(&mut seen.exit, true), "{event:?} again"),
+            _ => assert!(seen.online && !seen.disconnect && !seen.exit, "{event:?} out of order"),
+        }
+    }
+
+    pub(crate) fn check(&self) {
+        let ledger = self.primary.ledger();
+        let totals = ledger.totals;
+        assert_eq!(
+            totals.accepted,
+            ledger.pending + ledger.in_flight + totals.taken + totals.closed.total(),
+            "{ledger:?}"
+        );
+        let mut held = BTreeSet::new();
+        for p in self.processes.values().filter(|p| p.alive) {
+            for conn in p.offers.iter().map(|(.., conn)| conn).chain(&p.served) {
+                assert!(held.insert(conn.id), "connection {} is held twice", conn.id);
+            }
+        }
+        // Who has refused one rests, for at most so long.
+        let resting = self.refused.0 > 0 && self.now.since(self.refused.1) < LONGEST_REST;
+        if self.strict_pump && !resting {
+            let status = self.primary.status(self.now);
+            for listener in status.listeners.iter().filter(|listener| listener.pending > 0) {
+                for worker in listener.slots.iter().filter_map(|slot| slot.worker) {
+                    let worker = status.workers.iter().find(|w| w.id == worker).expect("it is there");
+                    let willing = matches!(worker.state, State::Online | State::Listening);
+                    assert!(
+                        !willing || worker.unacknowledged >= self.window,
+                        "{worker:?} has room, {} wait",
+                        listener.pending
+                    );
+                }
+            }
+        }
+    }
+
+    /// After a stop, nothing is left anywhere.
+    pub(crate) fn assert_over(&mut self) {
+        self.check();
+        assert!(self.primary.is_empty(), "{:?}", self.primary.status(self.now));
+        assert_eq!(self.primary.poll_timeout(), None);
+        assert!(self.processes.is_empty() && self.sockets.is_empty());
+        let ledger = self.primary.ledger();
+        assert_eq!((ledger.pending, ledger.in_flight), (0, 0));
+        for (worker, seen) in &self.seen {
+            assert!(seen.exit && seen.disconnect, "{worker:?} has no end");
+        }
+        self.backlog.clear();
+        assert!(self.open.borrow().is_empty(), "left open: {:?}", self.open.borrow());
+    }
+}
+
+impl Process {
+    fn new(stubborn: bool) -> Process {
+        Process {
+            worker: Worker::new(MAX, MAX),
+            alive: true,
+            stubborn,
+            ended: None,
+            down: Pipe::default(),
+            up: Pipe::default(),
+            ours: true,
+            theirs: true,
+            eof: false,
+            full: false,
+            leaving: false,
+            closing: false,
+            listens: Vec::new(),
+            offers: Vec::new(),
+            served: Vec::new(),
+        }
+    }
+
+    fn listen(&mut self, port: i32) {
+        let address = Some(IpAddr::from([127, 0, 0, 1]).to_string());
+        self.worker.listen(ListenRequest {
+            address,
+            port: Some(port),
+            family: Some(Family::Tcp4),
+            ..ListenRequest::default()
+        });
+    }
+
+    fn close_servers(&mut self) {
+        for listen in std::mem::take(&mut self.listens) {
+            // BEFORE the refusal: the primary gives its own copy to another worker.
+            self.offers.retain(|(_, _, of, _)| *of != listen);
+            self.worker.close(listen);
+        }
+    }
+
+    /// What it wrote stays in the channel; what it had open is closed.
+    fn die(&mut self, ended: Ended) {
+        if !std::mem::replace(&mut self.alive, false) {
+            return;
+        }
+        self.ended = Some(ended);
+        self.theirs = false;
+        self.down.clear();
+        self.offers.clear();
+        self.served.clear();
+    }
+}
