@@ -41,10 +41,11 @@ mod error;
 mod event;
 pub mod net;
 mod primary;
+mod run;
 mod watch;
 pub mod worker;
 
-pub use builder::{Builder, Cluster, Line, Output};
+pub use builder::{Builder, Cluster, Count, Line, Output};
 pub use drain::{Draining, draining};
 pub use error::{Error, ForkError, Result};
 pub use event::{Event, Events};
@@ -55,4 +56,5 @@ pub use phalanx_core::{
     WorkerId, WorkerStatus, WorkerView,
 };
 pub use primary::{Primary, Progress, WorkerRef};
+pub use run::BoxError;
 pub use worker::{InitError, Messages, Worker, init, worker};
