@@ -42,6 +42,7 @@ mod event;
 pub mod net;
 mod primary;
 mod run;
+pub mod testing;
 mod watch;
 pub mod worker;
 
