@@ -110,6 +110,12 @@ enum Claim {
     Phalanx { fd: RawFd, worker_id: Option<u32>, slot: Option<u32> },
 }
 
+/// Whether this process was started as a worker, well or badly. Takes nothing.
+#[must_use]
+pub fn is_worker() -> bool {
+    !matches!(parse(|name| std::env::var_os(name), std::process::id()), Ok(None))
+}
+
 /// The channel that this process was started with, or `None` for an ordinary process.
 ///
 /// A channel of ours that is meant for another process, a parent most likely, does not count: see

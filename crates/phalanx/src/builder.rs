@@ -66,6 +66,43 @@ pub(crate) struct Configured {
     pub(crate) spec: BindSpec,
 }
 
+/// A number of workers: a number, or `"auto"` for one for each processor that this process may use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Count(Result<u32, String>);
+
+impl Count {
+    fn from_number<N: TryInto<u32> + fmt::Display + Copy>(number: N) -> Count {
+        Count(number.try_into().map_err(|_| number.to_string()))
+    }
+}
+
+impl From<u32> for Count {
+    fn from(number: u32) -> Count {
+        Count(Ok(number))
+    }
+}
+
+impl From<i32> for Count {
+    fn from(number: i32) -> Count {
+        Count::from_number(number)
+    }
+}
+
+impl From<usize> for Count {
+    fn from(number: usize) -> Count {
+        Count::from_number(number)
+    }
+}
+
+impl From<&str> for Count {
+    fn from(text: &str) -> Count {
+        match text {
+            "auto" => Count::from(phalanx_os::host::parallelism()),
+            number => Count(number.parse().map_err(|_| number.to_owned())),
+        }
+    }
+}
+
 /// Describes a cluster, step by step.
 #[derive(Debug)]
 pub struct Builder {
@@ -126,13 +163,19 @@ impl Builder {
     }
 
     /// How many workers are wanted. What ends is replaced. Without this, nothing starts before
-    /// [`Primary::fork`], and nothing is replaced.
+    /// [`Primary::fork`], and nothing is replaced. `"auto"` is one for each processor that this process may
+    /// use.
     #[must_use]
-    pub fn workers(mut self, count: u32) -> Builder {
-        if count == 0 {
-            self.errors.push(Error::Config("0 workers serve nobody: ask for at least 1".to_owned()));
+    pub fn workers(mut self, count: impl Into<Count>) -> Builder {
+        match count.into().0 {
+            Ok(0) => {
+                self.errors.push(Error::Config("0 workers serve nobody: ask for at least 1".to_owned()));
+            }
+            Ok(count) => self.config.wanted = Some(count),
+            Err(said) => self
+                .errors
+                .push(Error::Config(format!("`{said}` is no number of workers: give a number, or auto"))),
         }
-        self.config.wanted = Some(count);
         self
     }
 
@@ -221,8 +264,11 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// [`Error`]; nothing is left behind.
+    /// [`Error`]; nothing is left behind. [`Error::IsWorker`] in a process that was started as a worker.
     pub fn start(mut self) -> Result<Primary> {
+        if phalanx_os::inherit::is_worker() {
+            return Err(Error::IsWorker);
+        }
         if let Some(error) = self.errors.pop() {
             return Err(error);
         }
@@ -288,9 +334,21 @@ mod tests {
     }
 
     #[test]
+    fn counts_are_numbers_or_auto() {
+        let wanted = |builder: Builder| builder.config.wanted;
+        assert_eq!(wanted(Cluster::builder().workers(3)), Some(3));
+        assert_eq!(wanted(Cluster::builder().workers(3_usize)), Some(3));
+        assert_eq!(wanted(Cluster::builder().workers("3")), Some(3));
+        assert!(wanted(Cluster::builder().workers("auto")) >= Some(1));
+        assert_eq!(wanted(Cluster::builder().workers("many")), None);
+    }
+
+    #[test]
     fn nonsense_is_refused_before_anything_starts() {
         for builder in [
             Cluster::builder().exec("/bin/true").workers(0),
+            Cluster::builder().exec("/bin/true").workers(-1),
+            Cluster::builder().exec("/bin/true").workers("many"),
             Cluster::builder().exec("/bin/true").window(0),
             Cluster::builder(),
             Cluster::builder().exec("/bin/true").channel(Speaks::Nothing).mechanism(Mechanism::Handoff),

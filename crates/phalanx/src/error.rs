@@ -10,6 +10,18 @@ pub enum Error {
     /// This process is a worker itself.
     #[error("this process is a worker: only a primary can start a cluster")]
     IsWorker,
+    /// [`Builder::run`](crate::Builder::run) was called inside of a runtime.
+    #[error(
+        "`run` is called inside of a runtime, and would block it: call it in a `main` that is not async, or \
+         use `start`"
+    )]
+    InsideRuntime,
+    /// This process was started as a worker and cannot be one.
+    #[error(transparent)]
+    Init(#[from] crate::worker::InitError),
+    /// The service of this worker failed.
+    #[error("{0}")]
+    Service(#[source] crate::run::BoxError),
     /// There is nothing to run.
     #[error("no program to run: name one with `exec`")]
     NoProgram,

@@ -41,10 +41,12 @@ mod error;
 mod event;
 pub mod net;
 mod primary;
+mod run;
+pub mod testing;
 mod watch;
 pub mod worker;
 
-pub use builder::{Builder, Cluster, Line, Output};
+pub use builder::{Builder, Cluster, Count, Line, Output};
 pub use drain::{Draining, draining};
 pub use error::{Error, ForkError, Result};
 pub use event::{Event, Events};
@@ -55,4 +57,5 @@ pub use phalanx_core::{
     WorkerId, WorkerStatus, WorkerView,
 };
 pub use primary::{Primary, Progress, WorkerRef};
+pub use run::BoxError;
 pub use worker::{InitError, Messages, Worker, init, worker};

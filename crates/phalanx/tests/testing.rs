@@ -1,0 +1,86 @@
+//! A service in a test: `testing::Cluster`, and messages both ways.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+
+use phalanx::testing::Cluster;
+use phalanx::{Event, Slot};
+use serde_json::{Value, json};
+
+/// Cargo builds a package's examples together with its tests.
+fn example(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("the path of this test");
+    let dir = test.ancestors().nth(2).expect("a directory");
+    dir.join("examples").join(name)
+}
+
+fn who_answers(address: SocketAddr) -> String {
+    let mut stream = TcpStream::connect(address).expect("somebody listens");
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("written");
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).expect("a reply");
+    let line = reply.lines().find_map(|line| line.strip_prefix("x-worker: "));
+    line.unwrap_or_else(|| panic!("who? {reply}")).to_owned()
+}
+
+#[test]
+fn a_service_is_tested_as_a_cluster() {
+    for program in ["axum", "cluster"] {
+        let cluster = Cluster::new(example(program)).workers(3).env("PORT", "0").start();
+        let address = cluster.address();
+        let mut seen: Vec<String> = (0..6).map(|_| who_answers(address)).collect();
+        seen.sort();
+        assert_eq!(seen, ["0", "0", "1", "1", "2", "2"], "{program}");
+        let before = cluster.status();
+        let victim = before.workers.iter().find(|worker| worker.slot == Slot(1)).expect("a worker");
+        let successor = cluster.kill(1);
+        assert_ne!(successor, victim.pid);
+        let mut seen: Vec<String> = (0..3).map(|_| who_answers(address)).collect();
+        seen.sort();
+        assert_eq!(seen, ["0", "1", "2"], "{program}");
+    }
+}
+
+#[test]
+fn it_can_be_used_in_a_runtime() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let cluster = Cluster::new(example("axum")).workers(1).env("PORT", "0").start();
+        assert_eq!(who_answers(cluster.address()), "0");
+    });
+}
+
+#[test]
+fn messages_go_both_ways() {
+    let cluster = Cluster::new(example("cluster")).workers(2).env("PORT", "0").start();
+    let mut events = cluster.primary().events();
+    let sent = [json!({"n": 1, "text": "ä\n\u{2028}"}), json!([1, [2, null]]), json!("x".repeat(200_000))];
+    for worker in cluster.primary().workers() {
+        for message in &sent {
+            worker.try_send(message).expect("room");
+        }
+        let mut echoes = events.by_ref().filter_map(|event| match event {
+            Event::Message { worker: from, message } => Some((from, message)),
+            _ => None,
+        });
+        for message in &sent {
+            let echo: (phalanx::WorkerId, Value) = echoes.next().expect("an echo");
+            assert!(echo == (worker.id(), message.clone()), "another echo");
+        }
+    }
+}
+
+#[test]
+fn run_says_what_to_do_inside_of_a_runtime() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let ran = runtime.block_on(async { phalanx::Cluster::builder().run(|_| async { Ok(()) }) });
+    let said = ran.expect_err("it would block").to_string();
+    assert!(said.contains("start"), "{said}");
+}
+
+#[test]
+#[should_panic(expected = "workers die")]
+fn a_service_that_dies_at_once_is_a_failed_test() {
+    let _running = Cluster::new("/bin/false").workers(1).start();
+}
