@@ -182,3 +182,32 @@ fn under_another_primary_it_is_simply_a_worker() {
     assert!(ledger.workers.keys().eq(&slots(2)), "{ledger}");
     phalanx.finish();
 }
+
+#[test]
+fn messages_of_a_node_primary_are_answered() {
+    for node in lab::NODE_VERSIONS {
+        let port = free_port();
+        let Some(mut command) = lab::node_command(node, "primary.js") else { continue };
+        command.args(["--workers", "1", "--"]).arg(example("cluster"));
+        let mut process = Process::start(command.env("PORT", port.to_string()));
+        wait_event(&process, "listening", 1);
+        process.say(r#"send 1 {"n":[1,null,"ä"]}"#);
+        process.say(r#"send 1 "word""#);
+        let told = wait_event(&process, "message", 2);
+        assert_eq!(told[0]["message"], serde_json::json!({"n": [1, null, "ä"]}), "v{node}");
+        assert_eq!(told[1]["message"], "word", "v{node}");
+        process.say("disconnect");
+        assert_eq!(process.wait().code(), Some(0), "v{node}");
+    }
+}
+
+#[test]
+fn a_worker_starts_no_cluster() {
+    let mut command = Command::new(lab::binary("phalanx"));
+    command.args(["run", "-n", "inner", "--", "sleep", "600"]);
+    let dir = tempfile::tempdir().expect("a directory");
+    command.env("XDG_RUNTIME_DIR", dir.path()).envs([("NODE_UNIQUE_ID", "1"), ("NODE_CHANNEL_FD", "3")]);
+    let mut process = Process::start(&mut command);
+    assert!(!process.wait().success());
+    process.wait_line("this process is a worker");
+}
