@@ -2,8 +2,9 @@
 
 use phalanx_tests::lab;
 use phalanx_tests::load::Load;
-use phalanx_tests::process::{Phalanx, Process, Signal, free_port, kill, wait_answer};
+use phalanx_tests::process::{Phalanx, Process, Signal, free_port, kill, wait_answer, wait_until};
 use serde_json::Value;
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -210,4 +211,24 @@ fn a_worker_starts_no_cluster() {
     let mut process = Process::start(&mut command);
     assert!(!process.wait().success());
     process.wait_line("this process is a worker");
+}
+
+#[test]
+fn a_third_signal_ends_what_does_not_end() {
+    let port = free_port();
+    let mut command = Command::new(example("cluster"));
+    let mut process = Process::start(command.env("PORT", port.to_string()).env("WORKERS", "1"));
+    wait_answer(port);
+    // One that never asks: the worker would wait for it. It has it when the next one is answered.
+    let silent = TcpStream::connect(("127.0.0.1", port)).expect("somebody listens");
+    Load::port(port).connections(1).run().assert_all_served();
+    process.note_descendants();
+    process.signal(Signal::TERM);
+    wait_until("nobody listens", || TcpStream::connect(("127.0.0.1", port)).is_err());
+    assert!(process.ended().is_none());
+    process.signal(Signal::INT);
+    process.signal(Signal::TERM);
+    assert_eq!(process.wait().code(), Some(0));
+    assert_eq!(process.left_over(), []);
+    drop(silent);
 }
