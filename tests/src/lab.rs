@@ -46,7 +46,11 @@ pub fn binary(name: &str) -> PathBuf {
         dir = dir.parent().expect("a directory");
     }
     let path = dir.join(name);
-    assert!(path.is_file(), "{} is not built; run `cargo build --workspace --bins`", path.display());
+    assert!(
+        path.is_file(),
+        "{} is not built; run `cargo build --workspace --bins --examples`",
+        path.display()
+    );
     path
 }
 
