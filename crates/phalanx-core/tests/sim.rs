@@ -69,6 +69,21 @@ fn sticky_stays() {
     world.stop(Hurry::Graceful).settle().assert_over();
 }
 
+#[test]
+fn a_connection_that_kills_is_not_given_on_for_ever() {
+    let mut world = world();
+    world.delay_ms = 100_000_000;
+    world.want(1).run(Duration::from_secs(1)).connect(1);
+    for deaths in 1..=3 {
+        world.run(Duration::from_secs(100));
+        assert_eq!(world.primary.ledger().in_flight, 1, "before death {deaths}");
+        let victim = world.living()[0];
+        world.crash(victim, Ended::Code(1)).quiet();
+    }
+    assert_eq!(world.primary.ledger().totals.closed.poison, 1);
+    world.stop(Hurry::Graceful).settle().assert_over();
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Op {
     Fork,
@@ -78,6 +93,7 @@ enum Op {
     Leave(usize, bool),
     End(usize, Hurry),
     Voluntary(usize),
+    Address(usize),
     CloseServer(usize),
     Listen(usize, i32),
     Steps(usize),
@@ -95,6 +111,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (who.clone(), any::<bool>()).prop_map(|(n, then)| Op::Leave(n, then)),
         1 => (who.clone(), hurry).prop_map(|(n, hurry)| Op::End(n, hurry)),
         1 => who.clone().prop_map(Op::Voluntary),
+        1 => who.clone().prop_map(Op::Address),
         1 => who.clone().prop_map(Op::CloseServer),
         1 => (who, PORT..PORT + 2).prop_map(|(n, port)| Op::Listen(n, port)),
         6 => (1..80_usize).prop_map(Op::Steps),
@@ -104,8 +121,8 @@ fn op() -> impl Strategy<Value = Op> {
 
 fn faults() -> impl Strategy<Value = Faults> {
     let often = |p: usize| prop_oneof![Just(0), 1..p];
-    (often(30), often(20), often(20), often(30), often(20), often(40), often(10)).prop_map(
-        |(refuse, block, spawn, bind, starve, stubborn, mute)| Faults {
+    (often(30), often(20), often(20), often(30), often(20), often(40), often(10), often(10)).prop_map(
+        |(refuse, block, spawn, bind, starve, stubborn, mute, lose)| Faults {
             refuse,
             block,
             spawn,
@@ -113,6 +130,7 @@ fn faults() -> impl Strategy<Value = Faults> {
             starve,
             stubborn,
             mute,
+            lose,
         },
     )
 }
@@ -128,6 +146,7 @@ fn apply(world: &mut World, op: Op) {
         | Op::Leave(n, _)
         | Op::End(n, _)
         | Op::Voluntary(n)
+        | Op::Address(n)
         | Op::CloseServer(n)
         | Op::Listen(n, _) => {
             let Some(id) = world.pick(n) else { return };
@@ -137,6 +156,7 @@ fn apply(world: &mut World, op: Op) {
                 Op::Leave(_, then) => world.leave(id, then.then_some(15)),
                 Op::End(_, hurry) => world.end(id, hurry),
                 Op::Voluntary(_) => world.leave_voluntarily(id),
+                Op::Address(_) => world.address(id),
                 Op::Listen(_, port) => world.listen_again(id, port),
                 _ => world.close_server(id),
             }

@@ -27,6 +27,8 @@ pub(crate) struct Faults {
     pub(crate) stubborn: usize,
     /// A worker dies between taking a connection and saying so.
     pub(crate) mute: usize,
+    /// A worker has no descriptors free, and a handle is lost on the way.
+    pub(crate) lose: usize,
 }
 
 /// One worker's process, and both directions of its channel.
@@ -154,6 +156,19 @@ impl World {
         self.next += 1;
         self.backlog.push_back((peer, Conn::new(id, &self.open)));
         id
+    }
+
+    /// A connection for this worker and no other.
+    pub(crate) fn address(&mut self, id: WorkerId) -> &mut World {
+        let listeners = self.primary.status(self.now).listeners;
+        if let Some(listener) = listeners.first() {
+            let conn = Conn::new(self.next, &self.open);
+            self.next += 1;
+            // It comes back, and is closed, when this worker does not listen there.
+            drop(self.primary.address(id, &listener.key, conn));
+            self.outcomes();
+        }
+        self
     }
 
     pub(crate) fn living(&self) -> Vec<WorkerId> {
@@ -324,6 +339,7 @@ impl World {
             Step::Down(id) => {
                 let Some(p) = self.processes.get_mut(&id) else { return true };
                 let (chunk, handle) = p.down.read(room);
+                let handle = handle.filter(|_| !self.dice.percent(self.faults.lose));
                 p.worker.handle_bytes(&chunk, handle).expect("the primary keeps the protocol");
                 self.hear(id);
             }
@@ -377,6 +393,9 @@ impl World {
         }
         while let Some(event) = self.primary.poll_event() {
             self.event(&event);
+            if matches!(event, Event::Finished) {
+                assert!(self.primary.is_empty(), "finished: {:?}", self.primary.status(self.now));
+            }
         }
         let refused = self.primary.ledger().totals.refused;
         if refused > self.refused.0 {
@@ -455,8 +474,10 @@ impl World {
         }
         while let Some(next) = self.primary.poll_transmit(id) {
             if self.dice.percent(self.faults.block) {
-                p.full = true;
-                self.primary.handle_blocked(self.now, id, Blocked::Full);
+                // Only a channel that is full is reported when it is not any more.
+                p.full = self.dice.percent(50);
+                let why = if p.full { Blocked::Full } else { Blocked::TooManyInFlight };
+                self.primary.handle_blocked(self.now, id, why);
                 return;
             }
             let n = 1 + self.dice.below(next.bytes.len());
