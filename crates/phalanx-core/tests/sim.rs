@@ -94,6 +94,7 @@ enum Op {
     End(usize, Hurry),
     Voluntary(usize),
     Address(usize),
+    Cut(usize),
     CloseServer(usize),
     Listen(usize, i32),
     Steps(usize),
@@ -112,6 +113,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (who.clone(), hurry).prop_map(|(n, hurry)| Op::End(n, hurry)),
         1 => who.clone().prop_map(Op::Voluntary),
         1 => who.clone().prop_map(Op::Address),
+        1 => who.clone().prop_map(Op::Cut),
         1 => who.clone().prop_map(Op::CloseServer),
         1 => (who, PORT..PORT + 2).prop_map(|(n, port)| Op::Listen(n, port)),
         6 => (1..80_usize).prop_map(Op::Steps),
@@ -147,6 +149,7 @@ fn apply(world: &mut World, op: Op) {
         | Op::End(n, _)
         | Op::Voluntary(n)
         | Op::Address(n)
+        | Op::Cut(n)
         | Op::CloseServer(n)
         | Op::Listen(n, _) => {
             let Some(id) = world.pick(n) else { return };
@@ -157,6 +160,7 @@ fn apply(world: &mut World, op: Op) {
                 Op::End(_, hurry) => world.end(id, hurry),
                 Op::Voluntary(_) => world.leave_voluntarily(id),
                 Op::Address(_) => world.address(id),
+                Op::Cut(_) => world.cut(id),
                 Op::Listen(_, port) => world.listen_again(id, port),
                 _ => world.close_server(id),
             }

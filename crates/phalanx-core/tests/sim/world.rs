@@ -207,6 +207,18 @@ impl World {
         self
     }
 
+    /// It closes its channel and lives on, with all that it was offered still open.
+    pub(crate) fn cut(&mut self, id: WorkerId) -> &mut World {
+        if let Some(process) = self.processes.get_mut(&id).filter(|p| p.theirs) {
+            process.theirs = false;
+            process.worker.handle_channel_closed();
+            process.down.clear();
+            let offers = std::mem::take(&mut process.offers);
+            process.served.extend(offers.into_iter().map(|(.., conn)| conn));
+        }
+        self
+    }
+
     pub(crate) fn close_server(&mut self, id: WorkerId) -> &mut World {
         if let Some(process) = self.processes.get_mut(&id) {
             process.close_servers();
