@@ -73,7 +73,7 @@ fn tell(_: &Primary, event: &Event) {
             println!("worker {worker} (pid {}) served {path}", message["pid"]);
         }
         Event::Exit { worker, slot, ended, exited_after_disconnect: false, .. } => {
-            println!("worker {worker} in slot {slot} died: {ended:?}; a new one comes");
+            println!("worker {worker} in slot {slot} died: {ended}; a new one comes");
         }
         Event::Fork { worker, slot, pid } => println!("worker {worker} in slot {slot} started, pid {pid}"),
         Event::ForkFailed { slot, error } => println!("slot {slot}: {error}"),

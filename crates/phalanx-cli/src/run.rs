@@ -58,6 +58,12 @@ pub(crate) fn run(args: args::Run) -> Result<Code, Failure> {
     }
     let door = Door::open(args.name.as_deref(), &target.name)?;
     let _ = phalanx_os::host::become_subreaper();
+    // Every connection under way costs an fd. Workers get the limit that we were started with: a program that
+    // uses select(2) breaks above 1024.
+    match phalanx_os::host::raise_open_files() {
+        Ok((original, _)) => builder = builder.open_files(original),
+        Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
+    }
     let primary = builder.start()?;
     let name = door.as_ref().map_or_else(|| target.name.clone(), |door| door.name.clone());
     tracing::info!(name, workers, policy = %policy, pid = std::process::id(), "started");
@@ -162,10 +168,10 @@ fn tell(primary: &Primary, event: &Event) {
         Event::Exit { worker, slot, ended, cause, exited_after_disconnect, .. } => {
             let cause = cause.as_ref().map(ToString::to_string);
             if *exited_after_disconnect || ended.is_success() {
-                tracing::info!(%worker, %slot, ?ended, cause, "worker ended");
+                tracing::info!(%worker, %slot, %ended, cause, "worker ended");
             } else {
                 let last = primary.last_lines(*slot).pop();
-                tracing::warn!(%worker, %slot, ?ended, cause, last, "worker died");
+                tracing::warn!(%worker, %slot, %ended, cause, last, "worker died");
             }
         }
         Event::Violation { worker, how } => tracing::warn!(%worker, how, "worker broke the protocol"),

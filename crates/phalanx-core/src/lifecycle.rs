@@ -97,6 +97,16 @@ impl Ended {
     }
 }
 
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Ended::Code(code) => write!(f, "exit code {code}"),
+            Ended::Signal(signal, false) => write!(f, "killed by signal {signal}"),
+            Ended::Signal(signal, true) => write!(f, "killed by signal {signal}, core dumped"),
+        }
+    }
+}
+
 /// Why phalanx itself acted against a worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]

@@ -110,6 +110,7 @@ pub struct Builder {
     pub(crate) args: Vec<OsString>,
     pub(crate) env: Vec<(OsString, OsString)>,
     pub(crate) cwd: Option<PathBuf>,
+    pub(crate) open_files: Option<u64>,
     pub(crate) output: Output,
     pub(crate) listen: Vec<Configured>,
     pub(crate) config: Config,
@@ -124,6 +125,7 @@ impl Default for Builder {
             args: Vec::new(),
             env: Vec::new(),
             cwd: None,
+            open_files: None,
             output: Output::Inherit,
             listen: Vec::new(),
             config: Config::default(),
@@ -152,6 +154,13 @@ impl Builder {
     #[must_use]
     pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Builder {
         self.env.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// The soft limit of open files that workers start with (RLIMIT_NOFILE); ours, unless said otherwise.
+    #[must_use]
+    pub fn open_files(mut self, limit: u64) -> Builder {
+        self.open_files = Some(limit);
         self
     }
 

@@ -110,6 +110,9 @@ impl Program {
             } else {
                 // Valid for the child's own pid only, so that a grandchild cannot mistake itself.
                 command.pid_env.push(("PHALANX_CHANNEL".into(), format!("{next}:").into()));
+                // Handles flow to our workers, never from them: what a hostile one sends does not arrive
+                // (S-04). Where the kernel cannot refuse, they are closed on arrival.
+                let _ = ours.refuse_handles();
             }
             command.fds.push((next, theirs));
             channel = Some(ours);

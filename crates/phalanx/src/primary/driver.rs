@@ -175,7 +175,7 @@ impl Driver {
             cwd: builder.cwd,
             output: builder.output,
             speaks: builder.config.speaks,
-            open_files: None,
+            open_files: builder.open_files,
         };
         let wanted = builder.config.wanted;
         let mut config = builder.config;
