@@ -81,7 +81,7 @@ fn a_stop_under_load_leaves_nobody_hanging() {
     let load = Load::port(port).clients(8).start();
     load.wait_served(300);
     phalanx.signal(Signal::TERM);
-    assert_eq!(phalanx.wait().code(), Some(0));
+    assert_eq!(phalanx.wait().code(), Some(143));
     let ledger = load.stop();
     ledger.assert_balanced();
     assert_eq!(ledger.hung, 0, "{ledger}");
