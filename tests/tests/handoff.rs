@@ -2,7 +2,7 @@
 
 use phalanx_tests::lab;
 use phalanx_tests::load::{Ledger, Load};
-use phalanx_tests::process::{Phalanx, Signal, fd_count, free_port, kill, wait_answer};
+use phalanx_tests::process::{Phalanx, Signal, children, fd_count, free_port, kill, rss_kib, wait_answer};
 use serde_json::Value;
 
 /// Node workers under phalanx, on a port; `None` where there is no Node.
@@ -118,5 +118,54 @@ fn the_port_stays_while_all_workers_are_dead() {
     wait_answer(port);
     phalanx.wait_status("all is quiet again", |status| number(&status["ledger"]["in_flight"]) == 0);
     assert_eq!(fd_count(pid), idle, "a connection that was served is not held");
+    phalanx.finish();
+}
+
+/// 100 000 connections with random deaths in the second tier, a twentieth of it in the first.
+#[test]
+fn many_deaths_leave_nothing_behind() {
+    // Few deaths a slot: each later one waits twice as long for its successor.
+    let (rounds, deaths) = if lab::long() { (200, 20) } else { (10, 5) };
+    let port = free_port();
+    let mut phalanx = Phalanx::run("flat").workers(3).options(["--channel", "phalanx"]).start([
+        lab::raw_worker().into_os_string(),
+        "--port".into(),
+        port.to_string().into(),
+    ]);
+    phalanx.wait_status("three workers listen", |status| listening(status, 3));
+    let pid = phalanx.pid();
+    Load::port(port).clients(16).connections(500).run().assert_all_served();
+    phalanx.wait_status("all is quiet", |status| number(&status["ledger"]["in_flight"]) == 0);
+    let (fds, memory) = (fd_count(pid), rss_kib(pid).expect("it runs"));
+    for round in 0..rounds {
+        let load = Load::port(port).clients(16).connections(500).start();
+        load.wait_served(50);
+        let mut victim = None;
+        if round % (rounds / deaths) == 0 {
+            let status = phalanx.wait_status("three workers listen", |status| listening(status, 3));
+            let pid = number(&status["workers"][round / (rounds / deaths) % 3]["pid"]);
+            kill(u32::try_from(pid).unwrap(), Signal::KILL).expect("kill");
+            victim = Some(pid);
+        }
+        let ledger = load.finish();
+        ledger.assert_balanced();
+        assert_eq!((ledger.hung, ledger.refused), (0, 0), "round {round}: {ledger}");
+        if let Some(victim) = victim {
+            phalanx.wait_status("it was noticed", |status| {
+                status["workers"]
+                    .as_array()
+                    .is_some_and(|all| all.iter().all(|worker| number(&worker["pid"]) != victim))
+            });
+        }
+    }
+    let status = phalanx.wait_status("three workers listen, nothing is under way", |status| {
+        listening(status, 3)
+            && number(&status["ledger"]["pending"]) + number(&status["ledger"]["in_flight"]) == 0
+    });
+    assert_ledger(&status);
+    assert_eq!(fd_count(pid), fds, "descriptors");
+    assert_eq!(children(pid).len(), 3, "children");
+    let grown = rss_kib(pid).expect("it runs").saturating_sub(memory);
+    assert!(grown < 4096, "memory grew by {grown} KiB");
     phalanx.finish();
 }
