@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 
 use phalanx::testing::Cluster;
-use phalanx::{Event, Slot};
+use phalanx::{Event, Mechanism, Slot, State};
 use serde_json::{Value, json};
 
 /// Cargo builds a package's examples together with its tests.
@@ -83,4 +83,30 @@ fn run_says_what_to_do_inside_of_a_runtime() {
 #[should_panic(expected = "workers die")]
 fn a_service_that_dies_at_once_is_a_failed_test() {
     let _running = Cluster::new("/bin/false").workers(1).start();
+}
+
+/// Two roads, one key: a worker that accepts from a shared socket takes what is handed to it on the same key.
+#[test]
+fn one_worker_can_be_addressed_whatever_the_mechanism() {
+    for mechanism in [Mechanism::Share, Mechanism::Handoff] {
+        let cluster = Cluster::new(example("axum"))
+            .workers(3)
+            .env("PORT", "0")
+            .with(|builder| builder.mechanism(mechanism))
+            .start();
+        let status = cluster.wait("all listen", |status| {
+            status.workers.len() == 3 && status.workers.iter().all(|worker| worker.state == State::Listening)
+        });
+        let key = &status.listeners[0].key;
+        assert_eq!(status.listeners[0].mechanism, mechanism);
+        for worker in cluster.primary().workers() {
+            let slot = worker.view().expect("it lives").slot;
+            let mut stream = worker.connect(key).expect("it holds the listener");
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("written");
+            let mut reply = String::new();
+            stream.read_to_string(&mut reply).expect("a reply");
+            assert!(reply.contains(&format!("x-worker: {slot}\r\n")), "{mechanism}, slot {slot}: {reply}");
+        }
+        assert!(cluster.primary().workers()[0].connect("nowhere").is_err());
+    }
 }

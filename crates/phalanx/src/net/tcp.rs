@@ -1,10 +1,11 @@
 //! TCP.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::task::{Context, Poll, ready};
 
+use phalanx_os::{SocketKind, conn};
 use serde_json::Value;
 use tokio::net::{TcpStream, ToSocketAddrs, lookup_host};
 
@@ -87,7 +88,14 @@ impl TcpListener {
 /// `None` for a connection that is gone already.
 pub(super) fn std_stream(connection: OwnedFd) -> Option<(std::net::TcpStream, SocketAddr)> {
     let stream = std::net::TcpStream::from(connection);
-    let peer = stream.peer_addr().ok()?;
+    let peer = match stream.peer_addr() {
+        Ok(peer) => peer,
+        // Addressed to this very worker by its primary: one end of a socket pair, which has no address.
+        Err(_) if conn::kind(&stream) == SocketKind::UnixStream => {
+            SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0)
+        }
+        Err(_) => return None,
+    };
     Some((stream, peer))
 }
 
