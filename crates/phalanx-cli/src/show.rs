@@ -27,10 +27,10 @@ pub(crate) fn events(args: &args::Events) -> Result<Code, Failure> {
 }
 
 pub(crate) fn stop(args: &args::Stop) -> Result<Code, Failure> {
-    // The end of the event stream is the end of the instance: subscribe first, or it may be missed.
     let name = args.instance.name.clone();
     let path = if args.now { "/v1/stop?now" } else { "/v1/stop" };
     ask(name.as_deref(), Method::POST, path, |_| {})?;
+    // The end of the event stream is the end of the instance; if it is gone already, so much the better.
     let _ = ask(name.as_deref(), Method::GET, "/v1/events", |_| {});
     Ok(Code::Ok)
 }

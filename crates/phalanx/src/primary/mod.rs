@@ -6,7 +6,7 @@ mod output;
 mod sockets;
 
 use crate::error::{Error, ForkError, Result};
-use crate::event::{Event, Events};
+use crate::event::Events;
 use driver::{Command, Driver};
 use phalanx_core::wire::Payload;
 use phalanx_core::{Hurry, SendError, State, Status, WorkerId, WorkerView};
@@ -71,7 +71,8 @@ impl Primary {
         self.ask(|driver| driver.hub.subscribe()).unwrap_or_else(|_| crate::event::Hub::default().subscribe())
     }
 
-    /// Everything that has happened since the start, as far as it fits, and from now on.
+    /// Workers, listeners and the ledger at this moment: the very JSON of `phalanx status --json`, without the
+    /// instance's own name and pid.
     ///
     /// # Errors
     ///
@@ -232,20 +233,5 @@ impl WorkerRef {
     pub fn signal(&self, signal: i32) -> bool {
         let id = self.id;
         self.primary.ask(move |driver| driver.signal(id, signal)).unwrap_or(false)
-    }
-}
-
-/// Whether an event is worth a warning in a log.
-impl Event {
-    /// Something that an operator should look at.
-    pub fn is_trouble(&self) -> bool {
-        matches!(
-            self,
-            Event::ForkFailed { .. }
-                | Event::BindFailed { .. }
-                | Event::Violation { .. }
-                | Event::Degraded { .. }
-                | Event::OutOfFiles { .. }
-        )
     }
 }
