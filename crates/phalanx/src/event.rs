@@ -1,6 +1,7 @@
 //! What a cluster tells, and how it is heard.
 
 use crate::{Cause, Ended, ListeningInfo, Slot, WorkerId};
+use phalanx_core::Event as CoreEvent;
 use serde::Serialize;
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -136,6 +137,46 @@ pub enum Event {
         /// How many.
         missed: u64,
     },
+}
+
+impl Event {
+    /// What core says, in words for the user; `None` for what is none of theirs.
+    pub(crate) fn of<C>(event: CoreEvent<C>) -> Option<Event> {
+        Some(match event {
+            CoreEvent::Fork { worker, slot, pid } => Event::Fork { worker, slot, pid },
+            CoreEvent::ForkFailed { slot, error } => Event::ForkFailed { slot, error },
+            CoreEvent::Online { worker } => Event::Online { worker },
+            CoreEvent::Listening { worker, info } => Event::Listening { worker, info },
+            CoreEvent::ListenerLeft { worker, key, .. } => Event::ListenerLeft { worker, key },
+            CoreEvent::ListenerClosed { key } => Event::ListenerClosed { key },
+            CoreEvent::BindFailed { key, errno, held_by, .. } => {
+                let error = std::io::Error::from_raw_os_error(errno).to_string();
+                Event::BindFailed { key, error, held_by }
+            }
+            CoreEvent::Bound { name, address } => Event::Bound { name, address: address.to_string() },
+            CoreEvent::Draining { worker } => Event::Draining { worker },
+            CoreEvent::Ready { worker } => Event::Ready { worker },
+            CoreEvent::Message { worker, message, .. } => {
+                Event::Message { worker, message: message.decode().ok()? }
+            }
+            CoreEvent::Disconnect { worker } => Event::Disconnect { worker },
+            CoreEvent::Exit {
+                worker,
+                slot,
+                ended,
+                cause,
+                exited_after_disconnect,
+                taken,
+                unacknowledged,
+            } => Event::Exit { worker, slot, ended, cause, exited_after_disconnect, taken, unacknowledged },
+            CoreEvent::Violation { worker, how } => Event::Violation { worker, how },
+            CoreEvent::Degraded { slot } => Event::Degraded { slot },
+            CoreEvent::OutOfFiles { key } => Event::OutOfFiles { key },
+            CoreEvent::AcceptingAgain { key } => Event::AcceptingAgain { key },
+            CoreEvent::Finished => Event::Finished,
+            _ => return None,
+        })
+    }
 }
 
 /// Events that one listener may leave unread.

@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -12,11 +12,12 @@ use std::task::{Context, Poll};
 use phalanx_core::wire::{Family, ListenRequest};
 use phalanx_os::{AcceptError, Address, LocalAddress, SocketKind, conn, inherit, listener};
 use serde_json::Value;
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
 use super::ListenOptions;
-use crate::worker::background;
+use crate::watch::watch;
 use crate::worker::driver::{Command, Grant, Ticket};
 use crate::worker::queue::Queue;
 use crate::worker::{self, Worker};
@@ -210,21 +211,12 @@ fn invalid(text: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, text)
 }
 
-#[derive(Debug)]
-struct Socket(OwnedFd);
-
-impl AsRawFd for Socket {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
-}
-
 /// A listener: what the primary hands over (`Stub`), a socket of our own (`Own`), or both (`Shared`).
 #[derive(Debug)]
 enum Backend {
     Stub { handed: Handed },
-    Shared { socket: AsyncFd<Socket>, handed: Handed },
-    Own { socket: AsyncFd<Socket> },
+    Shared { socket: AsyncFd<OwnedFd>, handed: Handed },
+    Own { socket: AsyncFd<OwnedFd> },
 }
 
 #[derive(Debug)]
@@ -256,7 +248,7 @@ impl Source {
     /// To be called in a runtime, which will watch the socket.
     pub(crate) fn new(opened: Opened) -> io::Result<Self> {
         let handed = opened.handed.map(|(queue, ticket)| Handed { queue, ticket });
-        let socket = opened.socket.map(|socket| background::watched(Socket(socket))).transpose()?;
+        let socket = opened.socket.map(|socket| watch(socket, Interest::READABLE)).transpose()?;
         let backend = match (socket, handed) {
             (Some(socket), Some(handed)) => Backend::Shared { socket, handed },
             (Some(socket), None) => Backend::Own { socket },
@@ -266,7 +258,7 @@ impl Source {
         Ok(Self { backend, address: opened.address, data: opened.data, turn: Mutex::new(()) })
     }
 
-    fn parts(&self) -> (Option<&AsyncFd<Socket>>, Option<&Handed>) {
+    fn parts(&self) -> (Option<&AsyncFd<OwnedFd>>, Option<&Handed>) {
         match &self.backend {
             Backend::Stub { handed } => (None, Some(handed)),
             Backend::Shared { socket, handed } => (Some(socket), Some(handed)),
@@ -327,9 +319,9 @@ impl Source {
 }
 
 /// `None`: there is none. A connection that broke is passed over.
-fn accept(socket: &AsyncFd<Socket>) -> Option<io::Result<OwnedFd>> {
+fn accept(socket: &AsyncFd<OwnedFd>) -> Option<io::Result<OwnedFd>> {
     loop {
-        return match listener::accept(socket.get_ref().0.as_fd()) {
+        return match listener::accept(socket.get_ref().as_fd()) {
             Ok((connection, _)) => Some(Ok(connection)),
             Err(AcceptError::WouldBlock) => None,
             Err(AcceptError::Connection(_)) => continue,

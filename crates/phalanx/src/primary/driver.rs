@@ -9,6 +9,7 @@ use super::Primary as Handle;
 use super::child::{Born, Program};
 use super::output::{self, Tail};
 use super::sockets::{self, Socket};
+use super::tasks::{self, Link};
 use crate::builder::Builder;
 use crate::error::{Error, Result};
 use crate::event::{Event, Hub};
@@ -18,16 +19,16 @@ use phalanx_core::{
     Action, Blocked, Carried, Ended, Event as CoreEvent, Examined, Hurry, Primary, SendError, Slot, SocketId,
     Spawn, State, Status, Time, WorkerId,
 };
-use phalanx_os::{AcceptError, Channel, Process, Signal, Touched, conn, listener};
+use phalanx_os::{Process, Signal, Touched, conn, listener};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Instant;
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::io::{Interest, Ready};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{AbortHandle, LocalSet};
 
@@ -36,29 +37,8 @@ pub(super) type Command = Box<dyn FnOnce(&mut Driver) + Send>;
 
 /// Read from a channel at a time, as Node does.
 const CHUNK: usize = 65_536;
-/// Connections accepted before others get a turn.
-const BATCH: usize = 64;
 
-/// A channel, as one task waits for it and the driver writes to it.
-#[derive(Debug)]
-struct Link(Channel);
-
-impl AsRawFd for Link {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
-    }
-}
-
-#[derive(Debug)]
-struct Borrowed(Arc<OwnedFd>);
-
-impl AsRawFd for Borrowed {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
-}
-
-struct Child {
+pub(super) struct Child {
     process: Process,
     link: Option<Rc<AsyncFd<Link>>>,
     /// The task that reads the channel.
@@ -66,10 +46,10 @@ struct Child {
     writable: Rc<Notify>,
 }
 
-struct Door {
+pub(super) struct Door {
     socket: Socket,
     /// The task that accepts, while it does.
-    accepting: Option<AbortHandle>,
+    pub(super) accepting: Option<AbortHandle>,
 }
 
 type Waiter = (WorkerId, fn(State) -> bool, oneshot::Sender<()>);
@@ -78,17 +58,17 @@ type Waiter = (WorkerId, fn(State) -> bool, oneshot::Sender<()>);
 pub(crate) struct Driver {
     pub(super) core: Primary<OwnedFd>,
     pub(super) hub: Hub,
-    start: Instant,
+    pub(super) start: Instant,
     program: Program,
-    children: BTreeMap<WorkerId, Child>,
-    doors: BTreeMap<SocketId, Door>,
+    pub(super) children: BTreeMap<WorkerId, Child>,
+    pub(super) doors: BTreeMap<SocketId, Door>,
     tails: BTreeMap<Slot, Tail>,
     waiters: Vec<Waiter>,
     finished: Vec<oneshot::Sender<()>>,
     fork_error: Option<String>,
     bind_error: Option<i32>,
     chunk: Vec<u8>,
-    timer: Rc<Notify>,
+    pub(super) timer: Rc<Notify>,
     /// When the timer's task believes that core is due.
     due: Option<Time>,
     over: Rc<Notify>,
@@ -122,9 +102,9 @@ pub(crate) fn start(builder: Builder) -> Result<Handle> {
                     }
                 };
                 let over = Rc::clone(&driver.borrow().over);
-                tokio::task::spawn_local(keep_time(Rc::downgrade(&driver)));
+                tokio::task::spawn_local(tasks::keep_time(Rc::downgrade(&driver)));
                 if phalanx_force_sigchld() {
-                    tokio::task::spawn_local(reap_on_sigchld(Rc::downgrade(&driver)));
+                    tokio::task::spawn_local(tasks::reap_on_sigchld(Rc::downgrade(&driver)));
                 }
                 let _ = ready.send(Ok(()));
                 loop {
@@ -221,7 +201,7 @@ impl Driver {
         Ok(driver)
     }
 
-    fn now(&self) -> Time {
+    pub(super) fn now(&self) -> Time {
         Time::from_start(self.start.elapsed())
     }
 
@@ -418,9 +398,9 @@ impl Driver {
             let link = watch(Link(channel), Interest::READABLE | Interest::WRITABLE)
                 .map_err(|error| format!("cannot watch a channel: {error}"))?;
             let link = Rc::new(link);
-            let reader = read_channel(self.me.clone(), worker, Rc::clone(&link));
+            let reader = tasks::read_channel(self.me.clone(), worker, Rc::clone(&link));
             child.reader = Some(tokio::task::spawn_local(reader).abort_handle());
-            tokio::task::spawn_local(write_channel(
+            tokio::task::spawn_local(tasks::write_channel(
                 self.me.clone(),
                 worker,
                 Rc::downgrade(&link),
@@ -430,7 +410,7 @@ impl Driver {
         }
         if let Some(pidfd) = child.process.pidfd() {
             let pidfd = pidfd.try_clone_to_owned().map_err(|error| error.to_string())?;
-            tokio::task::spawn_local(await_exit(self.me.clone(), worker, pidfd));
+            tokio::task::spawn_local(tasks::await_exit(self.me.clone(), worker, pidfd));
         }
         self.children.insert(worker, child);
         Ok(pid)
@@ -444,12 +424,12 @@ impl Driver {
         }
         if on {
             let fd = Arc::clone(&door.socket.fd);
-            door.accepting = Some(tokio::task::spawn_local(accept(me, socket, fd)).abort_handle());
+            door.accepting = Some(tokio::task::spawn_local(tasks::accept(me, socket, fd)).abort_handle());
         }
     }
 
     /// Writes to a worker until nothing is left or its channel is full.
-    fn flush(&mut self, worker: WorkerId) {
+    pub(super) fn flush(&mut self, worker: WorkerId) {
         let now = self.now();
         loop {
             let Some(child) = self.children.get(&worker) else { return };
@@ -484,7 +464,7 @@ impl Driver {
     }
 
     /// Reads a channel once. `None`: nothing more now; `Some(false)`: it is at its end.
-    fn read(&mut self, worker: WorkerId) -> Option<bool> {
+    pub(super) fn read(&mut self, worker: WorkerId) -> Option<bool> {
         let child = self.children.get(&worker)?;
         let link = Rc::clone(child.link.as_ref()?);
         let mut handles = Vec::new();
@@ -513,7 +493,7 @@ impl Driver {
     }
 
     /// The process has ended, or may have.
-    fn reap(&mut self, worker: WorkerId) -> bool {
+    pub(super) fn reap(&mut self, worker: WorkerId) -> bool {
         let Some(child) = self.children.get_mut(&worker) else { return true };
         let ended = match child.process.try_wait() {
             Ok(Some(phalanx_os::Ended::Exited(code))) => Ended::Code(code),
@@ -539,189 +519,18 @@ impl Driver {
     }
 
     fn tell(&mut self, event: CoreEvent<OwnedFd>) {
-        let event = match event {
-            CoreEvent::Fork { worker, slot, pid } => Event::Fork { worker, slot, pid },
-            CoreEvent::ForkFailed { slot, error } => Event::ForkFailed { slot, error },
-            CoreEvent::Online { worker } => Event::Online { worker },
-            CoreEvent::Listening { worker, info } => Event::Listening { worker, info },
-            CoreEvent::ListenerLeft { worker, key, .. } => Event::ListenerLeft { worker, key },
-            CoreEvent::ListenerClosed { key } => Event::ListenerClosed { key },
-            CoreEvent::BindFailed { key, errno, held_by, configured } => {
-                if configured {
-                    self.bind_error = Some(errno);
-                }
-                let error = io::Error::from_raw_os_error(errno).to_string();
-                Event::BindFailed { key, error, held_by }
-            }
-            CoreEvent::Bound { name, address } => Event::Bound { name, address: address.to_string() },
-            CoreEvent::Draining { worker } => Event::Draining { worker },
-            CoreEvent::Ready { worker } => Event::Ready { worker },
-            CoreEvent::Message { worker, message, .. } => match message.decode() {
-                Ok(message) => Event::Message { worker, message },
-                Err(_) => return,
-            },
-            CoreEvent::Disconnect { worker } => Event::Disconnect { worker },
-            CoreEvent::Exit {
-                worker,
-                slot,
-                ended,
-                cause,
-                exited_after_disconnect,
-                taken,
-                unacknowledged,
-            } => Event::Exit { worker, slot, ended, cause, exited_after_disconnect, taken, unacknowledged },
-            CoreEvent::Violation { worker, how } => Event::Violation { worker, how },
-            CoreEvent::Degraded { slot } => Event::Degraded { slot },
-            CoreEvent::OutOfFiles { key } => Event::OutOfFiles { key },
-            CoreEvent::AcceptingAgain { key } => Event::AcceptingAgain { key },
+        match &event {
+            CoreEvent::BindFailed { errno, configured: true, .. } => self.bind_error = Some(*errno),
             CoreEvent::Finished => {
                 for done in self.finished.drain(..) {
                     let _ = done.send(());
                 }
                 self.over.notify_one();
-                Event::Finished
             }
-            _ => return,
-        };
-        self.hub.tell(&event);
-    }
-}
-
-/// Enters the driver and lets it act on what happened. `None` when the cluster is over.
-fn enter<T>(driver: &Weak<RefCell<Driver>>, step: impl FnOnce(&mut Driver) -> T) -> Option<T> {
-    let driver = driver.upgrade()?;
-    let mut driver = driver.borrow_mut();
-    let result = step(&mut driver);
-    driver.drive();
-    Some(result)
-}
-
-async fn read_channel(driver: Weak<RefCell<Driver>>, worker: WorkerId, link: Rc<AsyncFd<Link>>) {
-    loop {
-        let Ok(mut ready) = link.readable().await else { return };
-        match enter(&driver, |driver| driver.read(worker)) {
-            Some(Some(true)) => {}
-            Some(Some(false)) | None => return,
-            Some(None) => ready.clear_ready_matching(Ready::READABLE),
+            _ => {}
         }
-        // One read a turn: no worker's flood keeps the others waiting.
-        tokio::task::yield_now().await;
-    }
-}
-
-async fn write_channel(
-    driver: Weak<RefCell<Driver>>,
-    worker: WorkerId,
-    link: Weak<AsyncFd<Link>>,
-    full: Rc<Notify>,
-) {
-    loop {
-        full.notified().await;
-        let Some(strong) = link.upgrade() else { return };
-        {
-            // Readiness that was true before the channel was full says nothing.
-            let Ok(mut ready) = strong.writable().await else { return };
-            ready.clear_ready_matching(Ready::WRITABLE);
-        }
-        let Ok(_ready) = strong.writable().await else { return };
-        if enter(&driver, |driver| driver.flush(worker)).is_none() {
-            return;
-        }
-    }
-}
-
-async fn await_exit(driver: Weak<RefCell<Driver>>, worker: WorkerId, pidfd: OwnedFd) {
-    let Ok(pidfd) = watch(pidfd, Interest::READABLE) else { return };
-    loop {
-        let Ok(mut ready) = pidfd.readable().await else { return };
-        if enter(&driver, |driver| driver.reap(worker)).unwrap_or(true) {
-            return;
-        }
-        ready.clear_ready();
-    }
-}
-
-/// One signal may stand for many deaths (K-55): it means, look at all.
-async fn reap_on_sigchld(driver: Weak<RefCell<Driver>>) {
-    let Ok(mut deaths) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::child()) else {
-        return;
-    };
-    loop {
-        let looked = enter(&driver, |driver| {
-            let ids: Vec<WorkerId> = driver.children.keys().copied().collect();
-            for id in ids {
-                driver.reap(id);
-            }
-        });
-        if looked.is_none() || deaths.recv().await.is_none() {
-            return;
-        }
-    }
-}
-
-async fn accept(driver: Weak<RefCell<Driver>>, socket: SocketId, fd: Arc<OwnedFd>) {
-    let Ok(door) = watch(Borrowed(fd), Interest::READABLE) else { return };
-    loop {
-        let Ok(mut ready) = door.readable().await else { return };
-        for _ in 0..BATCH {
-            match listener::accept(door.get_ref().0.as_ref()) {
-                Ok((connection, peer)) => {
-                    let still = enter(&driver, |driver| {
-                        driver.core.handle_connection(socket, peer, connection);
-                        // What follows may be to stop accepting: that must be known before the next accept.
-                        driver.drive();
-                        driver.doors.get(&socket).is_some_and(|door| door.accepting.is_some())
-                    });
-                    if still != Some(true) {
-                        return;
-                    }
-                }
-                Err(AcceptError::WouldBlock) => {
-                    ready.clear_ready();
-                    break;
-                }
-                Err(AcceptError::Connection(error)) => tracing::debug!(%error, "a connection broke"),
-                Err(AcceptError::OutOfResources(error)) => {
-                    tracing::warn!(%error, "cannot accept; this listener rests");
-                    enter(&driver, |driver| {
-                        let now = driver.now();
-                        driver.core.handle_starved(now, socket);
-                    });
-                    return;
-                }
-                Err(AcceptError::Listener(error)) => {
-                    tracing::error!(%error, "a listener is broken");
-                    return;
-                }
-            }
-        }
-        tokio::task::yield_now().await;
-    }
-}
-
-/// Wakes core at its deadlines, and only then: an idle cluster wakes nobody.
-async fn keep_time(driver: Weak<RefCell<Driver>>) {
-    loop {
-        let Some((due, start, changed)) = driver.upgrade().map(|driver| {
-            let driver = driver.borrow();
-            (driver.core.poll_timeout(), driver.start, Rc::clone(&driver.timer))
-        }) else {
-            return;
-        };
-        let sleep = async {
-            match due {
-                Some(at) => tokio::time::sleep_until((start + at.since_start()).into()).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = sleep => {
-                enter(&driver, |driver| {
-                    let now = driver.now().max(due.unwrap_or_default());
-                    driver.core.handle_timeout(now);
-                });
-            }
-            () = changed.notified() => {}
+        if let Some(event) = Event::of(event) {
+            self.hub.tell(&event);
         }
     }
 }

@@ -4,6 +4,7 @@ mod child;
 pub(crate) mod driver;
 mod output;
 mod sockets;
+mod tasks;
 
 use crate::error::{Error, ForkError, Result};
 use crate::event::Events;

@@ -1,13 +1,11 @@
 //! The one thread of this library in a worker or a standalone program, and waiting without a runtime.
 
 use std::io;
-use std::os::fd::AsRawFd;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 
-use tokio::io::unix::AsyncFd;
 use tokio::runtime::{Builder, Handle};
 
 static HANDLE: OnceLock<Handle> = OnceLock::new();
@@ -54,10 +52,4 @@ pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
         }
         thread::park();
     }
-}
-
-/// Has an fd watched by the current runtime. `fd` must own what it names, and always name the same.
-#[expect(deprecated, reason = "its successor differs in being unsafe; the callers' types own their fd")]
-pub(crate) fn watched<T: AsRawFd>(fd: T) -> io::Result<AsyncFd<T>> {
-    AsyncFd::new(fd)
 }

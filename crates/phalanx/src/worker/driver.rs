@@ -16,8 +16,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::background;
 use super::queue::Queue;
+use crate::watch::watch;
 
 /// The most that waits to be written before [`send`](super::Worker::send) says so.
 const OUTBOX_MAX: usize = 64 << 20;
@@ -188,7 +188,7 @@ pub(crate) fn start(channel: Channel, inbox: Arc<Inbox>) -> io::Result<Commands>
     let (own, commands) = mpsc::unbounded_channel();
     let driver = Driver {
         core: Core::new(DEFAULT_MAX_MESSAGE, OUTBOX_MAX),
-        channel: Some(background::watched(End(channel))?),
+        channel: Some(watch(End(channel), Interest::READABLE | Interest::WRITABLE)?),
         own: own.clone(),
         inbox,
         listeners: BTreeMap::new(),
@@ -517,7 +517,7 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
     use std::os::unix::net::UnixStream;
 
-    use crate::worker::background::block_on;
+    use crate::worker::background::{self, block_on};
 
     /// A primary by hand.
     struct Primary {

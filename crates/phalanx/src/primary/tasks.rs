@@ -1,0 +1,165 @@
+//! The small tasks that wait for an fd, or for time, and then enter the driver.
+
+use super::driver::Driver;
+use crate::watch::watch;
+use phalanx_core::{SocketId, WorkerId};
+use phalanx_os::{AcceptError, Channel, listener};
+use std::cell::RefCell;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{Interest, Ready};
+use tokio::sync::Notify;
+
+/// Connections accepted before others get a turn.
+const BATCH: usize = 64;
+
+/// A channel, as one task waits for it and the driver writes to it.
+#[derive(Debug)]
+pub(super) struct Link(pub(super) Channel);
+
+impl AsRawFd for Link {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+/// Enters the driver and lets it act on what happened. `None` when the cluster is over.
+fn enter<T>(driver: &Weak<RefCell<Driver>>, step: impl FnOnce(&mut Driver) -> T) -> Option<T> {
+    let driver = driver.upgrade()?;
+    let mut driver = driver.borrow_mut();
+    let result = step(&mut driver);
+    driver.drive();
+    Some(result)
+}
+
+pub(super) async fn read_channel(driver: Weak<RefCell<Driver>>, worker: WorkerId, link: Rc<AsyncFd<Link>>) {
+    loop {
+        let Ok(mut ready) = link.readable().await else { return };
+        match enter(&driver, |driver| driver.read(worker)) {
+            Some(Some(true)) => {}
+            Some(Some(false)) | None => return,
+            Some(None) => ready.clear_ready_matching(Ready::READABLE),
+        }
+        // One read a turn: no worker's flood keeps the others waiting.
+        tokio::task::yield_now().await;
+    }
+}
+
+pub(super) async fn write_channel(
+    driver: Weak<RefCell<Driver>>,
+    worker: WorkerId,
+    link: Weak<AsyncFd<Link>>,
+    full: Rc<Notify>,
+) {
+    loop {
+        full.notified().await;
+        let Some(strong) = link.upgrade() else { return };
+        {
+            // Readiness that was true before the channel was full says nothing.
+            let Ok(mut ready) = strong.writable().await else { return };
+            ready.clear_ready_matching(Ready::WRITABLE);
+        }
+        let Ok(_ready) = strong.writable().await else { return };
+        if enter(&driver, |driver| driver.flush(worker)).is_none() {
+            return;
+        }
+    }
+}
+
+pub(super) async fn await_exit(driver: Weak<RefCell<Driver>>, worker: WorkerId, pidfd: OwnedFd) {
+    let Ok(pidfd) = watch(pidfd, Interest::READABLE) else { return };
+    loop {
+        let Ok(mut ready) = pidfd.readable().await else { return };
+        if enter(&driver, |driver| driver.reap(worker)).unwrap_or(true) {
+            return;
+        }
+        ready.clear_ready();
+    }
+}
+
+/// One signal may stand for many deaths (K-55): it means, look at all.
+pub(super) async fn reap_on_sigchld(driver: Weak<RefCell<Driver>>) {
+    let Ok(mut deaths) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::child()) else {
+        return;
+    };
+    loop {
+        let looked = enter(&driver, |driver| {
+            let ids: Vec<WorkerId> = driver.children.keys().copied().collect();
+            for id in ids {
+                driver.reap(id);
+            }
+        });
+        if looked.is_none() || deaths.recv().await.is_none() {
+            return;
+        }
+    }
+}
+
+pub(super) async fn accept(driver: Weak<RefCell<Driver>>, socket: SocketId, fd: Arc<OwnedFd>) {
+    let Ok(door) = watch(fd, Interest::READABLE) else { return };
+    loop {
+        let Ok(mut ready) = door.readable().await else { return };
+        for _ in 0..BATCH {
+            match listener::accept(door.get_ref().as_ref()) {
+                Ok((connection, peer)) => {
+                    let still = enter(&driver, |driver| {
+                        driver.core.handle_connection(socket, peer, connection);
+                        // What follows may be to stop accepting: that must be known before the next accept.
+                        driver.drive();
+                        driver.doors.get(&socket).is_some_and(|door| door.accepting.is_some())
+                    });
+                    if still != Some(true) {
+                        return;
+                    }
+                }
+                Err(AcceptError::WouldBlock) => {
+                    ready.clear_ready();
+                    break;
+                }
+                Err(AcceptError::Connection(error)) => tracing::debug!(%error, "a connection broke"),
+                Err(AcceptError::OutOfResources(error)) => {
+                    tracing::warn!(%error, "cannot accept; this listener rests");
+                    enter(&driver, |driver| {
+                        let now = driver.now();
+                        driver.core.handle_starved(now, socket);
+                    });
+                    return;
+                }
+                Err(AcceptError::Listener(error)) => {
+                    tracing::error!(%error, "a listener is broken");
+                    return;
+                }
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Wakes core at its deadlines, and only then: an idle cluster wakes nobody.
+pub(super) async fn keep_time(driver: Weak<RefCell<Driver>>) {
+    loop {
+        let Some((due, start, changed)) = driver.upgrade().map(|driver| {
+            let driver = driver.borrow();
+            (driver.core.poll_timeout(), driver.start, Rc::clone(&driver.timer))
+        }) else {
+            return;
+        };
+        let sleep = async {
+            match due {
+                Some(at) => tokio::time::sleep_until((start + at.since_start()).into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = sleep => {
+                enter(&driver, |driver| {
+                    let now = driver.now().max(due.unwrap_or_default());
+                    driver.core.handle_timeout(now);
+                });
+            }
+            () = changed.notified() => {}
+        }
+    }
+}
