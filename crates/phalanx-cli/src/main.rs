@@ -22,6 +22,7 @@ fn main() -> std::process::ExitCode {
         args::Verb::Events(events) => show::events(&events),
         args::Verb::Stop(stop) => show::stop(&stop),
     };
+    log::flush();
     match result {
         Ok(code) => code.into(),
         Err(failure) => {

@@ -116,7 +116,8 @@ pub(crate) fn supervise(
         loop {
             tokio::select! {
                 event = events.recv() => match event {
-                    Some(Event::Finished) | None => break,
+                    // After `Finished`, what was printed last.
+                    None => break,
                     Some(event) => {
                         if let Event::Exit { ended, exited_after_disconnect: false, .. } = &event {
                             failed |= !ended.is_success();
@@ -176,6 +177,9 @@ fn tell(primary: &Primary, event: &Event) {
         }
         Event::Violation { worker, how } => tracing::warn!(%worker, how, "worker broke the protocol"),
         Event::Degraded { slot } => tracing::warn!(%slot, "workers of this slot die before they come up"),
+        Event::OutputDropped { dropped } => {
+            tracing::warn!(dropped, "nobody reads what the workers print: lines are dropped");
+        }
         Event::OutOfFiles { key } => tracing::warn!(key, "out of file descriptors: a listener rests"),
         Event::AcceptingAgain { key } => tracing::info!(key, "the listener accepts again"),
         _ => {}

@@ -105,6 +105,9 @@ fn table(status: &Value) -> String {
         text(&ledger["refused"]),
         text(&ledger["returned"]),
     ));
+    if let Some(dropped) = status["output_dropped"].as_u64().filter(|dropped| *dropped > 0) {
+        out.push_str(&format!("output: {dropped} lines of workers dropped: nobody read them\n"));
+    }
     out
 }
 

@@ -20,6 +20,8 @@ pub struct Status {
     pub wanted: Option<u32>,
     /// A stop was asked for.
     pub stopping: bool,
+    /// Lines that workers printed and nobody read in time.
+    pub output_dropped: u64,
 }
 
 /// One worker.

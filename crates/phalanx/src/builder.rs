@@ -30,7 +30,9 @@ pub enum Output {
     Inherit,
     /// Nowhere.
     Null,
-    /// Line by line to this function, on the cluster's own thread: it must not block.
+    /// Line by line to this function, on a thread of its own for each of the two streams. While it blocks, lines
+    /// wait, up to a mebibyte; what does not fit is dropped and counted
+    /// ([`Event::OutputDropped`](crate::Event::OutputDropped), `output_dropped` in the status).
     Lines(Arc<dyn Fn(&Line<'_>) + Send + Sync>),
 }
 

@@ -130,6 +130,11 @@ pub enum Event {
         /// The key of the listener.
         key: String,
     },
+    /// Nobody reads what workers print: from now on lines are dropped. Said once for each time this begins.
+    OutputDropped {
+        /// Lines dropped so far, of all workers.
+        dropped: u64,
+    },
     /// Nobody is left and nobody will come.
     Finished,
     /// This listener to events was too slow; so many were dropped.

@@ -67,6 +67,7 @@ impl<C> Primary<C> {
             ledger: self.ledger(),
             wanted: self.wanted,
             stopping: self.stopping,
+            output_dropped: 0,
         }
     }
 

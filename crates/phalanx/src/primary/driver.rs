@@ -7,7 +7,7 @@
 
 use super::Primary as Handle;
 use super::child::{Born, Program};
-use super::output::{self, Tail};
+use super::output::{Output, Pipe};
 use super::sockets::{self, Socket};
 use super::tasks::{self, Link};
 use crate::builder::Builder;
@@ -44,6 +44,7 @@ pub(super) struct Child {
     /// The task that reads the channel.
     reader: Option<AbortHandle>,
     writable: Rc<Notify>,
+    pipes: Vec<Rc<Pipe>>,
 }
 
 pub(super) struct Door {
@@ -57,12 +58,11 @@ type Waiter = (WorkerId, fn(State) -> bool, oneshot::Sender<()>);
 /// Everything that the cluster's thread has.
 pub(crate) struct Driver {
     pub(super) core: Primary<OwnedFd>,
-    pub(super) hub: Hub,
     pub(super) start: Instant,
     program: Program,
     pub(super) children: BTreeMap<WorkerId, Child>,
     pub(super) doors: BTreeMap<SocketId, Door>,
-    tails: BTreeMap<Slot, Tail>,
+    pub(super) output: Output,
     waiters: Vec<Waiter>,
     finished: Vec<oneshot::Sender<()>>,
     fork_error: Option<String>,
@@ -75,6 +75,8 @@ pub(crate) struct Driver {
     /// Once nobody is left, the thread ends. A cluster of plain forks can be used again (LIFE-19).
     ending: bool,
     me: Weak<RefCell<Driver>>,
+    /// Last: whoever hears that the events are over has heard all that was printed.
+    pub(super) hub: Hub,
 }
 
 /// Starts the thread; returns when every configured listener is bound and the first workers were started.
@@ -147,6 +149,10 @@ impl Driver {
         let cwd = builder.cwd.clone().unwrap_or_else(|| ".".into());
         let path = phalanx_os::spawn::resolve(&name, std::env::var_os("PATH").as_deref(), &cwd)
             .map_err(|source| Error::Program { program: (&name).into(), source })?;
+        let tell = match &builder.output {
+            crate::Output::Lines(tell) => Some(Arc::clone(tell)),
+            crate::Output::Inherit | crate::Output::Null => None,
+        };
         let program = Program {
             path: std::path::absolute(&path).unwrap_or(path),
             arg0: name,
@@ -169,7 +175,7 @@ impl Driver {
                 program,
                 children: BTreeMap::new(),
                 doors: BTreeMap::new(),
-                tails: BTreeMap::new(),
+                output: Output::new(tell),
                 waiters: Vec::new(),
                 finished: Vec::new(),
                 fork_error: None,
@@ -257,7 +263,7 @@ impl Driver {
     }
 
     pub(super) fn last_lines(&self, slot: Slot) -> Vec<String> {
-        self.tails.get(&slot).map(|tail| tail.borrow().iter().cloned().collect()).unwrap_or_default()
+        self.output.tail(slot)
     }
 
     pub(super) fn status(&self) -> Status {
@@ -275,6 +281,7 @@ impl Driver {
                 listener.queue_limit = Some(queue.limit);
             }
         }
+        status.output_dropped = self.output.dropped();
         status
     }
 
@@ -380,20 +387,16 @@ impl Driver {
     fn adopt(&mut self, spawn: &Spawn, born: Born) -> Result<u32, String> {
         let pid = born.process.pid();
         let worker = spawn.worker;
-        let tail = self.tails.entry(spawn.slot).or_default();
+        let mut pipes = Vec::new();
         for (is_stderr, pipe) in born.pipes {
-            let output = self.program.output.clone();
-            tokio::task::spawn_local(output::read(
-                pipe,
-                worker,
-                spawn.slot,
-                is_stderr,
-                output,
-                Rc::clone(tail),
-            ));
+            let pipe = Pipe::new(worker, spawn.slot, is_stderr, pipe)
+                .map_err(|error| format!("cannot watch a worker's output: {error}"))?;
+            let pipe = Rc::new(pipe);
+            tokio::task::spawn_local(tasks::read_output(self.me.clone(), Rc::clone(&pipe)));
+            pipes.push(pipe);
         }
         let writable = Rc::new(Notify::new());
-        let mut child = Child { process: born.process, link: None, reader: None, writable };
+        let mut child = Child { process: born.process, link: None, reader: None, writable, pipes };
         if let Some(channel) = born.channel {
             let link = watch(Link(channel), Interest::READABLE | Interest::WRITABLE)
                 .map_err(|error| format!("cannot watch a channel: {error}"))?;
@@ -508,6 +511,7 @@ impl Driver {
         };
         // BEFORE the exit is told: what it acknowledged and then died is in the channel (K-15).
         while self.read(worker) == Some(true) {}
+        self.last_words(worker);
         let now = self.now();
         // What it left behind in its process group goes with it.
         if let Some(child) = self.children.get(&worker) {
@@ -516,6 +520,27 @@ impl Driver {
         self.core.handle_exit(now, worker, ended);
         self.drive();
         true
+    }
+
+    /// Reads a pipe of a worker's once, as [`Output::read`] does.
+    pub(super) fn print(&mut self, pipe: &Pipe) -> Option<bool> {
+        let mut chunk = std::mem::take(&mut self.chunk);
+        let more = self.output.read(pipe, &mut chunk);
+        self.chunk = chunk;
+        if self.output.burst() {
+            self.hub.tell(&Event::OutputDropped { dropped: self.output.dropped() });
+        }
+        more
+    }
+
+    /// What a dead worker printed last, before its end is told. A pipe holds no more than two reads get, and
+    /// whoever inherited it may go on.
+    fn last_words(&mut self, worker: WorkerId) {
+        let pipes = self.children.get(&worker).map(|child| child.pipes.clone()).unwrap_or_default();
+        for pipe in pipes {
+            let _ = self.print(&pipe).and_then(|_| self.print(&pipe));
+            self.output.end_line(&pipe);
+        }
     }
 
     fn tell(&mut self, event: CoreEvent<OwnedFd>) {

@@ -2,6 +2,7 @@
 
 mod child;
 pub(crate) mod driver;
+mod outlet;
 mod output;
 mod sockets;
 mod tasks;

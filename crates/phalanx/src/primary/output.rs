@@ -1,66 +1,128 @@
-//! What workers print, line by line.
+//! What workers print: read from their pipes and cut into lines.
 
-use crate::builder::{Line, Output};
+use super::outlet::{Outlet, Printed, Pushed, Tell};
 use crate::watch::watch;
 use phalanx_core::{Slot, WorkerId};
 use std::cell::RefCell;
-use std::collections::VecDeque;
-use std::os::fd::{AsFd, OwnedFd};
-use std::rc::Rc;
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Lines that are kept of each slot.
 const KEPT: usize = 20;
 /// A line is cut here.
 const LONGEST: usize = 16 * 1024;
 
-/// The last lines of one slot.
-pub(super) type Tail = Rc<RefCell<VecDeque<String>>>;
-
-/// Reads a worker's pipe to its end. The pipe is always read, so that a worker never blocks on it.
-pub(super) async fn read(
-    pipe: OwnedFd,
+/// One stream of one worker.
+#[derive(Debug)]
+pub(super) struct Pipe {
     worker: WorkerId,
     slot: Slot,
     is_stderr: bool,
-    output: Output,
-    tail: Tail,
-) {
-    let Ok(pipe) = watch(pipe, tokio::io::Interest::READABLE) else { return };
-    let mut line: Vec<u8> = Vec::new();
-    let mut buffer = [0u8; 8192];
-    let emit = |line: &mut Vec<u8>| {
-        let text = String::from_utf8_lossy(line);
-        let text: String =
-            text.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect();
-        if let Output::Lines(tell) = &output {
-            tell(&Line { worker, slot, is_stderr, text: &text });
-        }
-        let mut tail = tail.borrow_mut();
-        if tail.len() == KEPT {
-            tail.pop_front();
-        }
-        tail.push_back(text);
-        line.clear();
-    };
-    loop {
-        let Ok(mut ready) = pipe.readable().await else { return };
-        let read = ready.try_io(|pipe| read_some(pipe.get_ref(), &mut buffer));
-        let Ok(read) = read else { continue };
-        let Ok(count @ 1..) = read else { break };
-        for &byte in &buffer[..count] {
-            match byte {
-                b'\n' => emit(&mut line),
-                _ if line.len() < LONGEST => line.push(byte),
-                _ => {}
-            }
-        }
-    }
-    if !line.is_empty() {
-        emit(&mut line);
+    pub(super) fd: AsyncFd<File>,
+    /// The line that has no end yet.
+    line: RefCell<Vec<u8>>,
+}
+
+impl Pipe {
+    pub(super) fn new(worker: WorkerId, slot: Slot, is_stderr: bool, fd: OwnedFd) -> io::Result<Pipe> {
+        let fd = watch(File::from(fd), Interest::READABLE)?;
+        Ok(Pipe { worker, slot, is_stderr, fd, line: RefCell::default() })
     }
 }
 
-fn read_some(fd: impl AsFd, buffer: &mut [u8]) -> std::io::Result<usize> {
-    let fd = fd.as_fd().try_clone_to_owned()?;
-    std::io::Read::read(&mut std::fs::File::from(fd), buffer)
+/// Where lines go, and the last ones of each slot.
+#[derive(Default)]
+pub(super) struct Output {
+    tell: Option<Tell>,
+    /// Of stdout and stderr: who does not read the one still gets the other.
+    outlets: [Option<Outlet>; 2],
+    tails: BTreeMap<Slot, VecDeque<String>>,
+    dropped: u64,
+    burst: bool,
+}
+
+impl Output {
+    pub(super) fn new(tell: Option<Tell>) -> Output {
+        Output { tell, ..Output::default() }
+    }
+
+    /// Reads a pipe once. `None`: nothing more now; `Some(false)`: it is at its end.
+    pub(super) fn read(&mut self, pipe: &Pipe, chunk: &mut [u8]) -> Option<bool> {
+        match pipe.fd.get_ref().read(chunk) {
+            Ok(0) => {
+                self.end_line(pipe);
+                Some(false)
+            }
+            Ok(count) => {
+                for &byte in chunk.get(..count).unwrap_or_default() {
+                    if byte == b'\n' {
+                        self.emit(pipe);
+                        continue;
+                    }
+                    let mut line = pipe.line.borrow_mut();
+                    if line.len() < LONGEST {
+                        line.push(byte);
+                    }
+                }
+                Some(true)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Some(true),
+            Err(_) => Some(false),
+        }
+    }
+
+    /// What has no end will not get one.
+    pub(super) fn end_line(&mut self, pipe: &Pipe) {
+        if !pipe.line.borrow().is_empty() {
+            self.emit(pipe);
+        }
+    }
+
+    fn emit(&mut self, pipe: &Pipe) {
+        let line = std::mem::take(&mut *pipe.line.borrow_mut());
+        let text = String::from_utf8_lossy(&line);
+        let text: String =
+            text.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect();
+        let tail = self.tails.entry(pipe.slot).or_default();
+        if tail.len() == KEPT {
+            tail.pop_front();
+        }
+        tail.push_back(text.clone());
+        let &Pipe { worker, slot, is_stderr, .. } = pipe;
+        self.push(Printed { worker, slot, is_stderr, text });
+    }
+
+    fn push(&mut self, line: Printed) {
+        let Some(tell) = &self.tell else { return };
+        let [out, err] = &mut self.outlets;
+        let outlet = if line.is_stderr { err } else { out };
+        if outlet.is_none() {
+            *outlet = Outlet::start(tell.clone()).ok();
+        }
+        let pushed = outlet.as_ref().map_or(Pushed::Dropped { first: true }, |outlet| outlet.push(line));
+        if let Pushed::Dropped { first } = pushed {
+            self.dropped += 1;
+            self.burst |= first;
+        }
+    }
+
+    /// Lines that nobody got because nobody read.
+    pub(super) fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// Whether lines have begun to be dropped since the last call.
+    pub(super) fn burst(&mut self) -> bool {
+        std::mem::take(&mut self.burst)
+    }
+
+    /// The last lines of a slot, oldest first.
+    pub(super) fn tail(&self, slot: Slot) -> Vec<String> {
+        self.tails.get(&slot).map(|tail| tail.iter().cloned().collect()).unwrap_or_default()
+    }
 }

@@ -1,6 +1,7 @@
 //! The small tasks that wait for an fd, or for time, and then enter the driver.
 
 use super::driver::Driver;
+use super::output::Pipe;
 use crate::watch::watch;
 use phalanx_core::{SocketId, WorkerId};
 use phalanx_os::{AcceptError, Channel, listener};
@@ -65,6 +66,18 @@ pub(super) async fn write_channel(
         if enter(&driver, |driver| driver.flush(worker)).is_none() {
             return;
         }
+    }
+}
+
+pub(super) async fn read_output(driver: Weak<RefCell<Driver>>, pipe: Rc<Pipe>) {
+    loop {
+        let Ok(mut ready) = pipe.fd.readable().await else { return };
+        match enter(&driver, |driver| driver.print(&pipe)) {
+            Some(Some(true)) => {}
+            Some(Some(false)) | None => return,
+            Some(None) => ready.clear_ready(),
+        }
+        tokio::task::yield_now().await;
     }
 }
 

@@ -1,0 +1,98 @@
+//! What workers print, and what happens when nobody reads it.
+
+use phalanx_tests::lab;
+use phalanx_tests::load::Load;
+use phalanx_tests::process::{
+    Phalanx, ProcessId, Signal, children, free_port, kill, wait_answer, wait_for, wait_until,
+};
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+/// Serves, and prints to both streams without end.
+const TALKATIVE: &str = "
+    require(process.env.FIXTURE);
+    setInterval(() => {
+        for (let n = 0; n < 8; n++) {
+            console.log('o'.repeat(16000));
+            console.error('e'.repeat(16000));
+        }
+    }, 20);
+";
+
+struct Unread(Child);
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn status(runtime: &Path) -> Option<Value> {
+    let out = Command::new(lab::binary("phalanx"))
+        .args(["status", "--json", "-n", "unread"])
+        .env("XDG_RUNTIME_DIR", runtime)
+        .output()
+        .expect("phalanx");
+    serde_json::from_slice(&out.stdout).ok()
+}
+
+#[test]
+fn who_does_not_read_its_output_does_not_keep_the_cluster() {
+    let Some(node) = lab::node(lab::NODE) else { return };
+    let runtime = tempfile::Builder::new().prefix("phx").tempdir_in("/tmp").expect("a directory");
+    let script = runtime.path().join("talkative.js");
+    std::fs::write(&script, TALKATIVE).expect("a script");
+    let port = free_port();
+    let mut phalanx = Unread(
+        Command::new(lab::binary("phalanx"))
+            .args(["run", "-w", "2", "-n", "unread", "--"])
+            .args([node, script])
+            .env("PORT", port.to_string())
+            .env("FIXTURE", lab::fixture("http.js"))
+            .env("XDG_RUNTIME_DIR", runtime.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("phalanx"),
+    );
+    wait_answer(port);
+    let full = |status: &Value| status["output_dropped"].as_u64().is_some_and(|dropped| dropped > 100);
+    wait_for("both pipes are full", || status(runtime.path()).filter(full));
+
+    for _ in 0..2 {
+        Load::port(port).clients(4).connections(200).run().assert_all_served();
+        let before: Vec<ProcessId> = children(phalanx.0.id());
+        let victim = before.first().copied().expect("a worker");
+        kill(victim.pid, Signal::KILL).expect("a kill");
+        wait_until("a successor listens", || {
+            let up = status(runtime.path());
+            let workers = up.as_ref().and_then(|up| up["workers"].as_array());
+            workers.is_some_and(|all| {
+                all.len() == 2
+                    && all.iter().all(|it| it["state"] == "listening" && it["pid"] != u64::from(victim.pid))
+            })
+        });
+    }
+    Load::port(port).clients(4).connections(200).run().assert_all_served();
+
+    let left = children(phalanx.0.id());
+    kill(phalanx.0.id(), Signal::TERM).expect("a signal");
+    assert_eq!(phalanx.0.wait().expect("its end").code(), Some(143));
+    assert!(left.iter().all(|it| !it.exists()), "{left:?}");
+}
+
+#[test]
+fn the_last_words_of_a_worker_are_heard() {
+    let phalanx = Phalanx::run("words").workers(1).start(["sh", "-c", "echo first; printf last; exit 3"]);
+    phalanx.wait_lines("both, before the end is told", |lines| {
+        let at = |text: &str| lines.iter().position(|line| line.text.ends_with(text));
+        let died = lines.iter().find(|line| line.text.contains("worker died"))?;
+        assert!(died.text.contains("last"), "{}", died.text);
+        at(" first").zip(at(" last"))
+    });
+    phalanx.note_descendants();
+    phalanx.finish();
+}
