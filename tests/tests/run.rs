@@ -2,7 +2,8 @@
 
 use phalanx_tests::lab;
 use phalanx_tests::load::Load;
-use phalanx_tests::process::{Phalanx, Signal, free_port, wait_answer};
+use phalanx_tests::process::{Phalanx, Process, Signal, free_port, wait_answer};
+use serde_json::Value;
 use std::process::{Command, Output};
 
 fn phalanx(arguments: &[&str]) -> Output {
@@ -75,7 +76,7 @@ fn socket_io_runs_unmodified_when_sticky() {
     let mut clients = lab::node_command("20", "socketio-clients.js").expect("node");
     let output = clients.arg(format!("http://127.0.0.1:{port}")).arg("40").output().expect("clients run");
     let said = String::from_utf8_lossy(&output.stdout);
-    let told: serde_json::Value = serde_json::from_str(said.trim()).expect("one line of JSON");
+    let told: Value = serde_json::from_str(said.trim()).expect("one line of JSON");
     assert_eq!((&told["ok"], &told["failed"]), (&40.into(), &0.into()), "{told}");
     phalanx.finish();
 }
@@ -110,6 +111,24 @@ fn stop_ends_everything() {
     phalanx.tell("stop", [] as [&str; 0]);
     assert_eq!(phalanx.wait().code(), Some(0));
     phalanx.finish();
+}
+
+#[test]
+fn the_recent_events_can_be_read_from_the_first_on() {
+    let phalanx = Phalanx::run("events").workers(1).options(["-l", "127.0.0.1:0"]).start(["sleep", "600"]);
+    // The log has the first ones, too.
+    phalanx.wait_line("worker started");
+    phalanx.wait_line("\"listener\":\"default\"");
+    let mut follower = Process::start(&mut phalanx.command("events", ["-f"]));
+    follower.wait_line("\"event\":\"fork\"");
+    let told = phalanx.tell("events", [] as [&str; 0]);
+    let events: Vec<Value> = told.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let names: Vec<&str> = events.iter().filter_map(|event| event["event"].as_str()).collect();
+    assert_eq!(names[..2], ["bound", "fork"], "{told}");
+    assert!(events.iter().all(|event| event["time_ms"].as_u64() > Some(1_600_000_000_000)), "{told}");
+    phalanx.finish();
+    follower.wait_line("\"event\":\"exit\"");
+    assert_eq!(follower.wait().code(), Some(0));
 }
 
 #[test]

@@ -20,7 +20,7 @@ pub(crate) enum Verb {
     Run(Run),
     /// Show workers, listeners and the ledger of a running instance
     Status(Status),
-    /// Print what happens in a running instance, one JSON line an event
+    /// Print what has happened lately in a running instance, one JSON line an event
     Events(Events),
     /// Stop a running instance: drain, then signal, then kill
     Stop(Stop),
@@ -110,7 +110,7 @@ pub(crate) struct Status {
 pub(crate) struct Events {
     #[command(flatten)]
     pub(crate) instance: Instance,
-    /// Go on until the instance ends (always done; for habit's sake)
+    /// Go on with what happens next, until the instance ends
     #[arg(short, long)]
     pub(crate) follow: bool,
 }

@@ -1,19 +1,22 @@
 //! The control plane: HTTP and JSON on a Unix socket, one for each instance.
 
 use crate::exit::{Code, Failure};
+use crate::journal::{self, Journal};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
 use hyper::body::{Bytes, Frame, Incoming};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use phalanx::{Events, Hurry, Primary};
+use phalanx::{Hurry, Primary};
 use phalanx_os::{Address, SocketFile, listener};
 use std::convert::Infallible;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{broadcast, mpsc};
 
 /// Where the sockets of this user's instances are.
 pub(crate) fn directory() -> Option<PathBuf> {
@@ -80,7 +83,7 @@ impl Door {
     }
 
     /// Serves until the process ends.
-    pub(crate) async fn serve(mut self, primary: Primary, name: String) {
+    pub(crate) async fn serve(mut self, primary: Primary, name: String, journal: Arc<Journal>) {
         let file = self.file.take();
         let _file = Remove(file);
         if self.listener.set_nonblocking(true).is_err() {
@@ -92,11 +95,11 @@ impl Door {
                 tokio::time::sleep(std::time::Duration::from_millis(100)).await;
                 continue;
             };
-            let (primary, name) = (primary.clone(), name.clone());
+            let (primary, name, journal) = (primary.clone(), name.clone(), Arc::clone(&journal));
             tokio::spawn(async move {
                 let service = hyper::service::service_fn(move |request| {
-                    let (primary, name) = (primary.clone(), name.clone());
-                    async move { Ok::<_, Infallible>(answer(&primary, &name, &request)) }
+                    let response = answer(&primary, &name, &journal, &request);
+                    async move { Ok::<_, Infallible>(response) }
                 });
                 let _ = hyper::server::conn::http1::Builder::new()
                     .serve_connection(TokioIo::new(stream), service)
@@ -137,7 +140,7 @@ fn bind(path: &Path) -> io::Result<(std::os::unix::net::UnixListener, Option<Soc
 
 type Body = BoxBody<Bytes, Infallible>;
 
-fn answer(primary: &Primary, name: &str, request: &Request<Incoming>) -> Response<Body> {
+fn answer(primary: &Primary, name: &str, journal: &Journal, request: &Request<Incoming>) -> Response<Body> {
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/v1/status") => match primary.status() {
             Ok(status) => {
@@ -149,8 +152,13 @@ fn answer(primary: &Primary, name: &str, request: &Request<Incoming>) -> Respons
             Err(error) => reply(StatusCode::GONE, format!("{error}\n")),
         },
         (&Method::GET, "/v1/events") => {
-            let body = StreamBody::new(Lines(primary.events()));
-            Response::new(BodyExt::boxed(body))
+            let (past, future) = journal.read();
+            if request.uri().query() != Some("follow") {
+                return reply(StatusCode::OK, past);
+            }
+            let (to, lines) = mpsc::channel(16);
+            tokio::spawn(follow(past, future, to));
+            Response::new(BodyExt::boxed(StreamBody::new(Lines(lines))))
         }
         (&Method::POST, "/v1/stop") => {
             let hurry = if request.uri().query() == Some("now") { Hurry::Terminate } else { Hurry::Graceful };
@@ -170,20 +178,26 @@ fn reply(status: StatusCode, text: String) -> Response<Body> {
     response
 }
 
-/// Events as lines of JSON.
-struct Lines(Events);
+/// Sends a follower what has happened and what happens, at its own pace.
+async fn follow(past: String, mut future: broadcast::Receiver<String>, to: mpsc::Sender<String>) {
+    let mut line = past;
+    while to.send(line).await.is_ok() {
+        line = match future.recv().await {
+            Ok(line) => line,
+            Err(broadcast::error::RecvError::Lagged(missed)) => journal::lagged(missed),
+            Err(broadcast::error::RecvError::Closed) => return,
+        };
+    }
+}
+
+/// Lines as a body; it ends with the instance.
+struct Lines(mpsc::Receiver<String>);
 
 impl futures_core::Stream for Lines {
     type Item = Result<Frame<Bytes>, Infallible>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        Pin::new(&mut self.0).poll_next(cx).map(|event| {
-            event.map(|event| {
-                let mut line = serde_json::to_string(&event).unwrap_or_default();
-                line.push('\n');
-                Ok(Frame::data(Bytes::from(line)))
-            })
-        })
+        self.0.poll_recv(cx).map(|line| line.map(|line| Ok(Frame::data(Bytes::from(line)))))
     }
 }
 

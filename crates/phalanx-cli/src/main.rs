@@ -4,6 +4,7 @@ mod args;
 mod control;
 mod demo;
 mod exit;
+mod journal;
 mod log;
 mod run;
 mod show;

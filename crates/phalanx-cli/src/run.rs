@@ -3,6 +3,7 @@
 use crate::args;
 use crate::control::Door;
 use crate::exit::{Code, Failure};
+use crate::journal::Journal;
 use crate::target::target;
 use phalanx::{Cluster, Event, Hurry, Line, Output, Policy, Primary};
 use std::io::Write;
@@ -67,16 +68,6 @@ pub(crate) fn run(args: args::Run) -> Result<Code, Failure> {
     let primary = builder.start()?;
     let name = door.as_ref().map_or_else(|| target.name.clone(), |door| door.name.clone());
     tracing::info!(name, workers, policy = %policy, pid = std::process::id(), "started");
-    for n in 0..args.listen.len() {
-        let listener = match args.listen[n].split_once('=') {
-            Some((listener, _)) => listener.to_owned(),
-            None if n == 0 => "default".to_owned(),
-            None => format!("default-{}", n + 1),
-        };
-        if let Some(address) = primary.address(&listener) {
-            tracing::info!(listener, address, "listening");
-        }
-    }
     supervise(&primary, door, &name, tell)
 }
 
@@ -98,7 +89,9 @@ pub(crate) fn supervise(
         let mut int = signal(SignalKind::interrupt()).map_err(system)?;
         let mut quit = signal(SignalKind::quit()).map_err(system)?;
         let mut hangup = signal(SignalKind::hangup()).map_err(system)?;
-        let control = door.map(|door| tokio::spawn(door.serve(primary.clone(), name.to_owned())));
+        let journal = Arc::new(Journal::default());
+        let control =
+            door.map(|door| tokio::spawn(door.serve(primary.clone(), name.to_owned(), Arc::clone(&journal))));
         let mut stops = 0;
         let mut by_signal = None;
         let mut failed = false;
@@ -122,6 +115,7 @@ pub(crate) fn supervise(
                         if let Event::Exit { ended, exited_after_disconnect: false, .. } = &event {
                             failed |= !ended.is_success();
                         }
+                        journal.write(&event);
                         hear(primary, &event);
                     }
                 },
@@ -158,6 +152,7 @@ fn print(line: &Line<'_>) {
 fn tell(primary: &Primary, event: &Event) {
     match event {
         Event::Fork { worker, slot, pid } => tracing::info!(%worker, %slot, pid, "worker started"),
+        Event::Bound { name, address } => tracing::info!(listener = name, address, "listening"),
         Event::ForkFailed { slot, error } => tracing::warn!(%slot, error, "worker could not be started"),
         Event::Listening { worker, info } => {
             tracing::info!(%worker, address = info.address, port = info.port, "worker listens");

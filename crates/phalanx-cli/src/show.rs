@@ -7,6 +7,9 @@ use hyper::Method;
 use serde_json::Value;
 use std::io::Write;
 
+/// Ends with the instance.
+const FOLLOW: &str = "/v1/events?follow";
+
 pub(crate) fn status(args: &args::Status) -> Result<Code, Failure> {
     let mut text = Vec::new();
     ask(args.instance.name.as_deref(), Method::GET, "/v1/status", |piece| text.extend_from_slice(piece))?;
@@ -21,8 +24,8 @@ pub(crate) fn status(args: &args::Status) -> Result<Code, Failure> {
 }
 
 pub(crate) fn events(args: &args::Events) -> Result<Code, Failure> {
-    let _always = args.follow;
-    ask(args.instance.name.as_deref(), Method::GET, "/v1/events", print)?;
+    let path = if args.follow { FOLLOW } else { "/v1/events" };
+    ask(args.instance.name.as_deref(), Method::GET, path, print)?;
     Ok(Code::Ok)
 }
 
@@ -31,7 +34,7 @@ pub(crate) fn stop(args: &args::Stop) -> Result<Code, Failure> {
     let path = if args.now { "/v1/stop?now" } else { "/v1/stop" };
     ask(name.as_deref(), Method::POST, path, |_| {})?;
     // The end of the event stream is the end of the instance; if it is gone already, so much the better.
-    let _ = ask(name.as_deref(), Method::GET, "/v1/events", |_| {});
+    let _ = ask(name.as_deref(), Method::GET, FOLLOW, |_| {});
     Ok(Code::Ok)
 }
 

@@ -207,8 +207,9 @@ impl Mailbox {
     }
 }
 
-/// The events of a cluster from the moment of asking: a stream, and a blocking iterator for code without a
-/// runtime. Ends when the cluster has ended.
+/// The events of a cluster: a stream, and a blocking iterator for code without a runtime. Ends when the cluster
+/// has ended. At most 1024 wait for a listener; of more, the oldest are dropped, and [`Event::Lagged`] says how
+/// many.
 #[derive(Debug)]
 pub struct Events(Arc<Mailbox>);
 
@@ -264,19 +265,32 @@ fn take(queue: &mut Queue) -> Option<Event> {
 }
 
 /// The sending side: everybody who listens.
-#[derive(Debug, Default)]
-pub(crate) struct Hub(Vec<Arc<Mailbox>>);
+#[derive(Debug)]
+pub(crate) struct Hub {
+    listeners: Vec<Arc<Mailbox>>,
+    /// For the first who asks: what a cluster tells while it starts, nobody could ask for before.
+    early: Option<Events>,
+}
+
+impl Default for Hub {
+    fn default() -> Hub {
+        let mailbox = Arc::new(Mailbox::default());
+        Hub { listeners: vec![Arc::clone(&mailbox)], early: Some(Events(mailbox)) }
+    }
+}
 
 impl Hub {
     pub(crate) fn subscribe(&mut self) -> Events {
-        let mailbox = Arc::new(Mailbox::default());
-        self.0.push(Arc::clone(&mailbox));
-        Events(mailbox)
+        self.early.take().unwrap_or_else(|| {
+            let mailbox = Arc::new(Mailbox::default());
+            self.listeners.push(Arc::clone(&mailbox));
+            Events(mailbox)
+        })
     }
 
     pub(crate) fn tell(&mut self, event: &Event) {
-        self.0.retain(|mailbox| Arc::strong_count(mailbox) > 1);
-        for mailbox in &self.0 {
+        self.listeners.retain(|mailbox| Arc::strong_count(mailbox) > 1);
+        for mailbox in &self.listeners {
             let mut queue = mailbox.lock();
             if queue.events.len() >= ROOM {
                 queue.events.pop_front();
@@ -294,7 +308,7 @@ impl Hub {
 
 impl Drop for Hub {
     fn drop(&mut self) {
-        for mailbox in &self.0 {
+        for mailbox in &self.listeners {
             let mut queue = mailbox.lock();
             queue.closed = true;
             if let Some(waker) = queue.waker.take() {
@@ -303,5 +317,40 @@ impl Drop for Hub {
             drop(queue);
             mailbox.filled.notify_all();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn degraded(n: u32) -> Event {
+        Event::Degraded { slot: Slot(n) }
+    }
+
+    #[test]
+    fn the_first_listener_hears_what_came_before_it() {
+        let mut hub = Hub::default();
+        hub.tell(&degraded(0));
+        let mut first = hub.subscribe();
+        let mut second = hub.subscribe();
+        hub.tell(&degraded(1));
+        drop(hub);
+        let slots = |events: &mut Events| {
+            let slot = |event| if let Event::Degraded { slot } = event { Some(slot.0) } else { None };
+            events.filter_map(slot).collect::<Vec<_>>()
+        };
+        assert_eq!((slots(&mut first), slots(&mut second)), (vec![0, 1], vec![1]));
+    }
+
+    #[test]
+    fn who_is_too_slow_hears_how_much_it_missed() {
+        let mut hub = Hub::default();
+        for n in 0..ROOM as u32 + 3 {
+            hub.tell(&degraded(n));
+        }
+        let mut events = hub.subscribe();
+        assert!(matches!(events.next(), Some(Event::Lagged { missed: 3 })));
+        assert!(matches!(events.next(), Some(Event::Degraded { slot: Slot(3) })));
     }
 }

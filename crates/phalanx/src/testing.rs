@@ -91,8 +91,6 @@ impl Cluster {
         };
         let pids = Arc::new(Mutex::new(BTreeSet::new()));
         let (events, noted) = (primary.events(), Arc::clone(&pids));
-        let status = primary.status().expect("it has just started");
-        lock(&pids).extend(status.workers.iter().map(|worker| worker.pid));
         let notes = std::thread::spawn(move || {
             for event in events {
                 if let Event::Fork { pid, .. } = event {

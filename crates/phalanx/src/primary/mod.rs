@@ -68,7 +68,8 @@ impl Primary {
         Ok(WorkerRef { primary: self.clone(), id })
     }
 
-    /// Everything that happens from now on.
+    /// Everything that happens from now on. The first caller also gets what happened before, since the start:
+    /// the first `Fork` and `Bound` are heard (of more than 1024 events, the latest).
     pub fn events(&self) -> Events {
         self.ask(|driver| driver.hub.subscribe()).unwrap_or_else(|_| crate::event::Hub::default().subscribe())
     }
