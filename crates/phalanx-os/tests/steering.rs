@@ -9,7 +9,9 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use phalanx_os::steer::{self, Counts, Even, Exact, Group, Rule, Seen, Totals, Transport, Watch};
+use phalanx_os::steer::{
+    self, Counts, Even, Exact, Group, OpenCount, Rule, Seen, Totals, Transport, Watch, diag,
+};
 use phalanx_os::{conn, listener};
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -333,4 +335,143 @@ fn a_group_reached_by_both_families_is_one() {
     let _clients: Vec<TcpStream> =
         addresses.iter().cycle().take(30).map(|address| TcpStream::connect(address).unwrap()).collect();
     assert_eq!(steered.queues(30), [10, 10, 10]);
+}
+
+/// Looks until it is so.
+fn until(mut what: impl FnMut() -> bool) {
+    while !what() {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn what_is_open_is_known_by_tag_even_after_it_moved() {
+    let Some(mut steered) = Steered::new(Rule::Rotate, 3) else { return };
+    steered.exact.ring(&[0, 1, 2]);
+    let clients = steered.connect(30);
+    steered.queues(30);
+    let open = |accepted, queued| OpenCount { accepted, queued };
+    let expect = |steered: &Steered, wanted: [(u32, OpenCount); 3]| {
+        until(|| steered.exact.open_connections().unwrap() == BTreeMap::from(wanted));
+    };
+    let mut accepted: Vec<OwnedFd> =
+        (0..4).map(|_| listener::accept(&steered.members[0]).unwrap().0).collect();
+    expect(&steered, [(100, open(4, 6)), (101, open(0, 10)), (102, open(0, 10))]);
+    // Closed is not open, whoever closes; half closed by the client is.
+    accepted.truncate(3);
+    clients[0].shutdown(std::net::Shutdown::Write).unwrap();
+    expect(&steered, [(100, open(3, 6)), (101, open(0, 10)), (102, open(0, 10))]);
+    // The queue of 0 goes to 1 and 2, what was accepted stays.
+    steered.exact.ring(&[1, 2]);
+    settle();
+    steer::flush(&steered.members[0], BACKLOG).unwrap();
+    expect(&steered, [(100, open(3, 0)), (101, open(0, 13)), (102, open(0, 13))]);
+    let moved: Vec<OwnedFd> = (0..13).map(|_| listener::accept(&steered.members[1]).unwrap().0).collect();
+    expect(&steered, [(100, open(3, 0)), (101, open(13, 0)), (102, open(0, 13))]);
+    // From 2 to the parking socket, and some of those a second time.
+    steered.exact.ring(&[]);
+    settle();
+    steer::flush(&steered.members[2], BACKLOG).unwrap();
+    expect(&steered, [(100, open(3, 0)), (101, open(13, 0)), (steer::PARK_TAG, open(0, 13))]);
+    drop((accepted, moved, clients));
+}
+
+#[test]
+fn the_census_shows_members_and_strangers() {
+    let group = Group::open(Transport::Tcp, "127.0.0.1:0".parse().unwrap(), true, 16).unwrap();
+    let members: Vec<OwnedFd> = (0..3).map(|_| group.join().unwrap()).collect();
+    let census = diag::listeners(Transport::Tcp, group.address().port()).unwrap();
+    assert_eq!(census.len(), 4);
+    for member in members.iter().chain([&**group.park()]) {
+        let cookie = conn::cookie(member).unwrap();
+        let found = census.iter().find(|each| each.cookie == cookie).unwrap();
+        assert_eq!(found.inode, conn::inode(member).unwrap());
+        assert_eq!(found.uid, rustix::process::geteuid().as_raw());
+        assert_eq!(found.address, group.address());
+    }
+    let clients: Vec<TcpStream> = (0..3).map(|_| TcpStream::connect(group.address()).unwrap()).collect();
+    let open = || -> BTreeMap<SocketAddr, bool> {
+        let all = diag::connections(group.address().port()).unwrap();
+        all.iter().map(|each| (each.peer, each.is_open())).collect()
+    };
+    let peers = |is_open| clients.iter().map(|client| (client.local_addr().unwrap(), is_open)).collect();
+    until(|| open() == peers(false));
+    let mut accepted = Vec::new();
+    while accepted.len() < 3 {
+        accepted
+            .extend(members.iter().chain([&**group.park()]).filter_map(|each| listener::accept(each).ok()));
+    }
+    assert_eq!(open(), peers(true));
+    drop(accepted);
+    assert!(open().values().all(|is_open| !is_open));
+
+    let group = Group::open(Transport::Udp, "[::1]:0".parse().unwrap(), true, 16).unwrap();
+    let _member = group.join().unwrap();
+    let census = diag::listeners(Transport::Udp, group.address().port()).unwrap();
+    assert_eq!(census.iter().map(|each| each.address).collect::<Vec<_>>(), [group.address(); 2]);
+}
+
+#[test]
+fn unix_sockets_are_listed_while_they_live() {
+    let (a, _b) = conn::unix_pair().unwrap();
+    let inode = conn::inode(&a).unwrap();
+    assert!(conn::unix_inodes().unwrap().contains(&inode));
+    drop(a);
+    assert!(!conn::unix_inodes().unwrap().contains(&inode));
+}
+
+#[test]
+#[expect(unsafe_code, reason = "select(2) takes pointers")]
+fn a_program_that_waits_for_connections_is_recognised() {
+    use rustix::event::epoll;
+    let group = Group::open(Transport::Tcp, "127.0.0.1:0".parse().unwrap(), true, 16).unwrap();
+    let socket = group.join().unwrap();
+    let other = group.join().unwrap();
+    let pid = std::process::id();
+    let waits = |socket: &OwnedFd| steer::waits_for(pid, socket).unwrap();
+    assert!(!waits(&socket));
+    // In an epoll set, but not for connections; then for them.
+    let set = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+    let data = epoll::EventData::new_u64(0);
+    epoll::add(&set, &socket, data, epoll::EventFlags::HUP).unwrap();
+    assert!(!waits(&socket));
+    epoll::modify(&set, &socket, data, epoll::EventFlags::IN | epoll::EventFlags::HUP).unwrap();
+    assert!(waits(&socket));
+    assert!(!waits(&other));
+    drop(set);
+    assert!(!waits(&socket));
+    // Asleep in accept, poll and select; each is woken by a connection, which may go to anybody.
+    conn::set_nonblocking(&socket, false).unwrap();
+    let asleep = |wait: &(dyn Fn() + Sync)| {
+        std::thread::scope(|scope| {
+            scope.spawn(wait);
+            until(|| waits(&socket));
+            assert!(!waits(&other));
+            let mut clients = Vec::new();
+            while queued(&socket) == 0 && waits(&socket) {
+                clients.push(TcpStream::connect(group.address()).unwrap());
+            }
+        });
+        assert!(!waits(&socket));
+        drain(&other);
+        drain(group.park());
+    };
+    asleep(&|| drop(listener::accept(&socket).unwrap()));
+    conn::set_nonblocking(&socket, true).unwrap();
+    drain(&socket);
+    asleep(&|| {
+        poll(&mut [PollFd::new(&socket, PollFlags::IN)], None).unwrap();
+    });
+    drain(&socket);
+    asleep(&|| {
+        let number = std::os::fd::AsRawFd::as_raw_fd(&socket);
+        // SAFETY: a set of plain bits, a number below its size, and no other pointers.
+        unsafe {
+            let mut set: libc::fd_set = std::mem::zeroed();
+            libc::FD_SET(number, &raw mut set);
+            let null = std::ptr::null_mut();
+            libc::select(number + 1, &raw mut set, null, null, null.cast());
+        }
+    });
+    assert_eq!(steer::waits_for(1 << 30, &socket).unwrap_err().kind(), ErrorKind::NotFound);
 }

@@ -71,7 +71,6 @@ pub struct Exact {
     /// On every member, and inherited by its connections: the tag. The key is a socket.
     pub(super) tags: Numbers<i32, u32>,
     /// By the cookie of a connection that has moved: the tag of where it is now.
-    #[expect(dead_code, reason = "the kernel's program is its only reader so far")]
     pub(super) moves: Numbers<u64, u64>,
     program: OwnedFd,
     pub(super) address: OnceLock<SocketAddr>,
@@ -167,7 +166,8 @@ impl fmt::Debug for Exact {
 impl Exact {
     /// Makes the maps and loads the program. The ring is empty: everything would be parked.
     ///
-    /// A seccomp filter may *kill* the process for it.
+    /// A seccomp filter may *kill* the process for it; [`allows::survey`](super::allows::survey) tries it in a
+    /// child.
     ///
     /// # Errors
     /// See [`LoadError`]. It takes CAP_BPF and Linux 5.14.
@@ -326,6 +326,11 @@ impl Exact {
         use layout::group::{FAILED, ODD, PARKED};
         let read = |at: i16| self.group.all()[at as usize / 8].load(Ordering::Relaxed);
         Totals { odd: read(ODD), failed: read(FAILED), parked: read(PARKED) }
+    }
+
+    /// Whether the program has ever seen a connection that lost its listener.
+    pub(super) fn anything_moved(&self) -> bool {
+        self.group.all()[layout::group::CURSOR_MOVED as usize / 8].load(Ordering::Relaxed) > 0
     }
 
     /// A word of a place.

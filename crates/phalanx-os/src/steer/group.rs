@@ -19,7 +19,7 @@ use super::Transport;
 /// may have them, and is why the group is never empty: closing the last member of a group resets its queue.
 ///
 /// Processes of *other* users cannot join. One of the same user that sets `SO_REUSEPORT`, too, can, and
-/// nothing prevents it.
+/// nothing prevents it; [`diag::listeners`](super::diag::listeners) finds it.
 #[derive(Debug)]
 pub struct Group {
     transport: Transport,

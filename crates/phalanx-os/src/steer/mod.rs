@@ -8,14 +8,18 @@
 //!
 //! `docs/steering.md` in the repository explains the program, and what the kernel guarantees since when.
 
+pub mod allows;
 mod asm;
 mod bucket;
+pub mod diag;
 mod even;
 mod exact;
 mod group;
 mod layout;
 mod map;
+mod open;
 mod program;
+mod waits;
 mod watch;
 
 pub use bucket::bucket;
@@ -23,6 +27,8 @@ pub use even::Even;
 pub use exact::{Counts, Exact, LoadError, LoadStep, Totals};
 pub use group::{Group, flush, poke};
 pub use layout::{MAX_PLACES, PARK_TAG, RING};
+pub use open::OpenCount;
+pub use waits::waits_for;
 pub use watch::{Seen, Watch};
 
 /// What a group carries.
