@@ -97,8 +97,7 @@ fn socket(family: AddressFamily, ty: SocketType) -> io::Result<OwnedFd> {
     Ok(rustix::net::socket_with(family, ty, flags, None)?)
 }
 
-/// A socket for such an address, not bound.
-pub(crate) fn inet(ty: SocketType, addr: SocketAddr, v6only: bool) -> io::Result<OwnedFd> {
+fn inet(ty: SocketType, addr: SocketAddr, v6only: bool) -> io::Result<OwnedFd> {
     if addr.is_ipv4() {
         return socket(AddressFamily::INET, ty);
     }

@@ -62,7 +62,6 @@ pub(crate) struct Driver {
     program: Program,
     pub(super) children: BTreeMap<WorkerId, Child>,
     pub(super) doors: BTreeMap<SocketId, Door>,
-    inherited: Vec<Arc<OwnedFd>>,
     pub(super) output: Output,
     waiters: Vec<Waiter>,
     finished: Vec<oneshot::Sender<()>>,
@@ -176,7 +175,6 @@ impl Driver {
                 program,
                 children: BTreeMap::new(),
                 doors: BTreeMap::new(),
-                inherited: builder.inherited,
                 output: Output::new(tell),
                 waiters: Vec::new(),
                 finished: Vec::new(),
@@ -317,7 +315,7 @@ impl Driver {
         match action {
             Action::Spawn(spawn) => self.spawn(&spawn),
             Action::Bind { socket, spec, backlog, .. } => {
-                let result = sockets::bind(&spec, backlog, &self.inherited).map(|(bound, address)| {
+                let result = sockets::bind(&spec, backlog).map(|(bound, address)| {
                     self.doors.insert(socket, Door { socket: bound, accepting: None });
                     address
                 });
@@ -400,7 +398,7 @@ impl Driver {
         let writable = Rc::new(Notify::new());
         let mut child = Child { process: born.process, link: None, reader: None, writable, pipes };
         if let Some(channel) = born.channel {
-            let link = watch(Link(channel), Interest::READABLE | Interest::WRITABLE)
+            let link = watch(Link(channel), Interest::READABLE)
                 .map_err(|error| format!("cannot watch a channel: {error}"))?;
             let link = Rc::new(link);
             let reader = tasks::read_channel(self.me.clone(), worker, Rc::clone(&link));

@@ -9,12 +9,15 @@ use std::cell::RefCell;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{Interest, Ready};
 use tokio::sync::Notify;
 
 /// Connections accepted before others get a turn.
 const BATCH: usize = 64;
+/// How long a full channel rests when there is no fd to wait with.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// A channel, as one task waits for it and the driver writes to it.
 #[derive(Debug)]
@@ -39,15 +42,16 @@ pub(super) async fn read_channel(driver: Weak<RefCell<Driver>>, worker: WorkerId
     loop {
         let Ok(mut ready) = link.readable().await else { return };
         match enter(&driver, |driver| driver.read(worker)) {
-            Some(Some(true)) => {}
+            // One read a turn: no worker's flood keeps the others waiting.
+            Some(Some(true)) => tokio::task::yield_now().await,
             Some(Some(false)) | None => return,
             Some(None) => ready.clear_ready_matching(Ready::READABLE),
         }
-        // One read a turn: no worker's flood keeps the others waiting.
-        tokio::task::yield_now().await;
     }
 }
 
+/// Writes again when a full channel has room. It is registered for that on a copy of the fd and only while it
+/// is full: or every message that a worker reads would wake the cluster's thread.
 pub(super) async fn write_channel(
     driver: Weak<RefCell<Driver>>,
     worker: WorkerId,
@@ -56,13 +60,18 @@ pub(super) async fn write_channel(
 ) {
     loop {
         full.notified().await;
-        let Some(strong) = link.upgrade() else { return };
-        {
-            // Readiness that was true before the channel was full says nothing.
-            let Ok(mut ready) = strong.writable().await else { return };
-            ready.clear_ready_matching(Ready::WRITABLE);
+        let Some(copy) = link.upgrade().map(|link| link.get_ref().0.as_fd().try_clone_to_owned()) else {
+            return;
+        };
+        match copy.and_then(|copy| watch(copy, Interest::WRITABLE)) {
+            Ok(copy) => {
+                if copy.writable().await.is_err() {
+                    return;
+                }
+            }
+            // Out of fds: nothing will tell, so look again.
+            Err(_) => tokio::time::sleep(LOOK_AGAIN).await,
         }
-        let Ok(_ready) = strong.writable().await else { return };
         if enter(&driver, |driver| driver.flush(worker)).is_none() {
             return;
         }
@@ -112,7 +121,7 @@ pub(super) async fn reap_on_sigchld(driver: Weak<RefCell<Driver>>) {
 
 pub(super) async fn accept(driver: Weak<RefCell<Driver>>, socket: SocketId, fd: Arc<OwnedFd>) {
     let Ok(door) = watch(fd, Interest::READABLE) else { return };
-    loop {
+    'empty: loop {
         let Ok(mut ready) = door.readable().await else { return };
         for _ in 0..BATCH {
             match listener::accept(door.get_ref().as_ref()) {
@@ -129,7 +138,7 @@ pub(super) async fn accept(driver: Weak<RefCell<Driver>>, socket: SocketId, fd: 
                 }
                 Err(AcceptError::WouldBlock) => {
                     ready.clear_ready();
-                    break;
+                    continue 'empty;
                 }
                 Err(AcceptError::Connection(error)) => tracing::debug!(%error, "a connection broke"),
                 Err(AcceptError::OutOfResources(error)) => {

@@ -188,7 +188,7 @@ pub(crate) fn start(channel: Channel, inbox: Arc<Inbox>) -> io::Result<Commands>
     let (own, commands) = mpsc::unbounded_channel();
     let driver = Driver {
         core: Core::new(DEFAULT_MAX_MESSAGE, OUTBOX_MAX),
-        channel: Some(watch(End(channel), Interest::READABLE | Interest::WRITABLE)?),
+        channel: Some(watch(End(channel), Interest::READABLE)?),
         own: own.clone(),
         inbox,
         listeners: BTreeMap::new(),
@@ -200,6 +200,16 @@ pub(crate) fn start(channel: Channel, inbox: Arc<Inbox>) -> io::Result<Commands>
     };
     tokio::spawn(driver.run(commands));
     Ok(own)
+}
+
+/// Waits until a full channel has room. It is registered for that on a copy of the fd and only while it is
+/// full: or every message that the primary reads would wake this thread.
+async fn room(channel: &AsyncFd<End>) {
+    match channel.get_ref().0.as_fd().try_clone_to_owned().and_then(|copy| watch(copy, Interest::WRITABLE)) {
+        Ok(copy) => drop(copy.writable().await),
+        // Out of fds: nothing will tell, so look again.
+        Err(_) => sleep(RETRY).await,
+    }
 }
 
 impl Driver {
@@ -223,7 +233,7 @@ impl Driver {
                     drop(ready);
                     if failed { self.ended() } else { self.read(&mut buffer) }
                 }
-                _ = channel.writable(), if self.writing == Writing::Full => {}
+                () = room(channel), if self.writing == Writing::Full => {}
                 () = sleep(RETRY), if self.writing == Writing::Later => {}
                 () = sleep_until(leave_by.unwrap_or(far)), if leave_by.is_some() => self.close_channel(),
                 command = commands.recv() => if let Some(command) = command { self.command(command) },
@@ -243,20 +253,12 @@ impl Driver {
                 Some(Carried::Handle(handle)) => Some(handle.as_fd()),
                 Some(Carried::Socket(_)) | None => None,
             };
-            let mut result = Err(Unsent::WouldBlock);
-            let tried = channel.try_io(Interest::WRITABLE, |end| {
-                result = end.0.send(next.bytes, handle);
-                match result {
-                    Err(Unsent::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
-                    _ => Ok(()),
-                }
-            });
-            match (tried, result) {
-                (Err(_), _) | (_, Err(Unsent::WouldBlock)) => break Writing::Full,
-                (Ok(()), Ok(bytes)) => self.core.handle_sent(bytes),
-                (Ok(()), Err(Unsent::TooManyInFlight)) => break Writing::Later,
-                (Ok(()), Err(Unsent::Closed)) => break Writing::Over,
-                (Ok(()), Err(error)) => {
+            match channel.get_ref().0.send(next.bytes, handle) {
+                Ok(bytes) => self.core.handle_sent(bytes),
+                Err(Unsent::WouldBlock) => break Writing::Full,
+                Err(Unsent::TooManyInFlight) => break Writing::Later,
+                Err(Unsent::Closed) => break Writing::Over,
+                Err(error) => {
                     tracing::error!(%error, "cannot write to the primary");
                     break Writing::Over;
                 }
