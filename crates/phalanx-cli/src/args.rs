@@ -55,7 +55,11 @@ pub(crate) enum Channel {
 Examples:
   phalanx run -w 4 -- node server.js
   phalanx run -l 8000 -- uvicorn app:app --fd 3
-  phalanx run -p sticky server.js")]
+  phalanx run -p sticky server.js
+
+Sockets of a service manager (LISTEN_FDS, as of systemd) become listeners under their names there. A program gets
+them by LISTEN_FDS too; a Node program takes the first one with `listen({ fd: 3 })`, the next with 4, and then
+those of -l.")]
 pub(crate) struct Run {
     /// Workers: a number, or `auto` for one a processor (cgroup limits and affinity respected)
     #[arg(short, long, default_value = "auto", value_name = "N|auto")]

@@ -48,6 +48,7 @@ pub(crate) fn run(args: args::Run) -> Result<Code, Failure> {
             .ok_or_else(|| Failure::new(Code::Usage, format!("`{pair}` is no variable: write NAME=VALUE")))?;
         builder = builder.env(name, value);
     }
+    builder = builder.inherit_listen_fds();
     for (n, listen) in args.listen.iter().enumerate() {
         let (name, address) = match listen.split_once('=') {
             Some((name, address)) => (name.to_owned(), address),

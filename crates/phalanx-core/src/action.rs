@@ -123,17 +123,40 @@ pub enum BindSpec {
         /// Everybody may write.
         writable_all: bool,
     },
-    /// A socket that the primary inherited, in LISTEN_FDS numbering (3 is the first).
+    /// A socket that the primary was given.
     Inherited {
-        /// Its number.
-        number: u32,
+        /// Which, from 0 on, in the order in which they were given.
+        index: u32,
+        /// What it is.
+        kind: SocketKind,
     },
 }
 
+/// What a socket is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SocketKind {
+    /// A TCP listener.
+    Tcp,
+    /// A Unix listener.
+    Unix,
+    /// A UDP socket.
+    Udp,
+}
+
 impl BindSpec {
+    /// What comes of it.
+    pub fn kind(&self) -> SocketKind {
+        match self {
+            BindSpec::Tcp { .. } => SocketKind::Tcp,
+            BindSpec::Udp { .. } => SocketKind::Udp,
+            BindSpec::Unix { .. } => SocketKind::Unix,
+            BindSpec::Inherited { kind, .. } => *kind,
+        }
+    }
+
     /// Whether connections come from it (or datagrams).
     pub(crate) fn is_stream(&self) -> bool {
-        !matches!(self, BindSpec::Udp { .. })
+        self.kind() != SocketKind::Udp
     }
 }
 

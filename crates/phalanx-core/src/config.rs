@@ -91,8 +91,6 @@ pub struct Config {
     pub max_listeners: usize,
     /// Only what is configured may be listened on (and port 0).
     pub only_configured: bool,
-    /// How many sockets the primary itself inherited or was given, in LISTEN_FDS numbering from 3.
-    pub inherited: u32,
     /// For jitter.
     pub seed: u64,
 }
@@ -114,7 +112,6 @@ impl Default for Config {
             max_message: 16 << 20,
             max_listeners: 1024,
             only_configured: false,
-            inherited: 0,
             seed: 0,
         }
     }

@@ -47,7 +47,7 @@ mod timer;
 pub mod wire;
 mod worker;
 
-pub use action::{Action, BindSpec, BoundAddress, Spawn};
+pub use action::{Action, BindSpec, BoundAddress, SocketKind, Spawn};
 pub use config::{Config, Mechanism, PolicyFactory, UnknownMechanism};
 pub use dispatch::{Closed, Totals};
 pub use event::{Event, ListeningInfo};

@@ -18,6 +18,7 @@ pub(crate) mod errno {
     pub(crate) const EACCES: i32 = 13;
     pub(crate) const EINVAL: i32 = 22;
     pub(crate) const EMFILE: i32 = 24;
+    pub(crate) const EPROTOTYPE: i32 = 91;
     pub(crate) const EOPNOTSUPP: i32 = 95;
     pub(crate) const EADDRINUSE: i32 = 98;
     pub(crate) const ECANCELED: i32 = 125;
@@ -94,6 +95,20 @@ impl<C> Listener<C> {
     pub(crate) fn involves(&self, worker: WorkerId) -> bool {
         self.dispatch.holds(worker)
             || matches!(&self.progress, Progress::Binding(waiting) if waiting.iter().any(|w| w.worker == worker))
+    }
+
+    /// Whether its real address is what is asked for: one that was given or chosen is in no spec.
+    fn sits_at(&self, spec: &BindSpec) -> bool {
+        match (self.address(), spec) {
+            (Some(BoundAddress::Unix(here)), BindSpec::Unix { path, .. }) => here == path,
+            (Some(BoundAddress::Inet(here)), _) => endpoint(spec).is_some_and(|(stream, ip, port)| {
+                let here_ip = Some(here.ip()).filter(|ip| !ip.is_unspecified());
+                // Who passes a socket for all addresses means it for each of them.
+                let all = here_ip.is_none() && matches!(self.spec, BindSpec::Inherited { .. });
+                stream == self.spec.is_stream() && port == here.port() && (all || ip == here_ip)
+            }),
+            _ => false,
+        }
     }
 
     /// The socket that the worker in this slot is lent.
@@ -198,14 +213,26 @@ impl<C> ListenTable<C> {
     /// The configured listener for an endpoint, however it is spelled.
     pub(crate) fn configured(&self, spec: &BindSpec) -> Option<ListenerId> {
         self.iter()
-            .find(|(_, listener)| listener.name.is_some() && same_endpoint(&listener.spec, spec))
+            .find(|(_, listener)| {
+                listener.name.is_some() && (same_endpoint(&listener.spec, spec) || listener.sits_at(spec))
+            })
             .map(|(id, _)| id)
+    }
+
+    /// A configured listener by its number for LISTEN_FDS: 3 is the first. Never a raw number of the primary's.
+    pub(crate) fn by_number(&self, number: i32) -> Option<ListenerId> {
+        let at = usize::try_from(number.checked_sub(3)?).ok()?;
+        self.iter().filter(|(_, listener)| listener.name.is_some()).nth(at).map(|(id, _)| id)
     }
 
     /// The listener of ours that keeps a new one from being bound.
     pub(crate) fn holder(&self, spec: &BindSpec, except: ListenerId) -> Option<&str> {
         self.iter()
-            .find(|(id, listener)| *id != except && listener.is_bound() && clash(&listener.spec, spec))
+            .find(|(id, listener)| {
+                *id != except
+                    && listener.is_bound()
+                    && (clash(&listener.spec, spec) || listener.sits_at(spec))
+            })
             .map(|(_, listener)| listener.key.as_str())
     }
 
@@ -232,7 +259,7 @@ fn endpoint(spec: &BindSpec) -> Option<(bool, Option<IpAddr>, u16)> {
 fn same_endpoint(a: &BindSpec, b: &BindSpec) -> bool {
     match (a, b) {
         (BindSpec::Unix { path: a, .. }, BindSpec::Unix { path: b, .. }) => a == b,
-        (BindSpec::Inherited { number: a }, BindSpec::Inherited { number: b }) => a == b,
+        (BindSpec::Inherited { index: a, .. }, BindSpec::Inherited { index: b, .. }) => a == b,
         _ => match (endpoint(a), endpoint(b)) {
             (Some(a), Some(b)) => a == b && a.2 != 0,
             _ => false,
@@ -250,18 +277,7 @@ fn clash(a: &BindSpec, b: &BindSpec) -> bool {
 }
 
 /// What a request asks to bind; an error number if it makes no sense.
-pub(crate) fn spec_of(request: &ListenRequest, inherited: u32) -> Result<BindSpec, i32> {
-    if let Some(fd) = request.fd
-        && fd >= 0
-    {
-        // FD-01 as ruled: the n-th configured socket, never a raw number of the primary's.
-        let number = u32::try_from(fd).map_err(|_| errno::EINVAL)?;
-        return if (3..3 + inherited).contains(&number) {
-            Ok(BindSpec::Inherited { number })
-        } else {
-            Err(errno::EINVAL)
-        };
-    }
+pub(crate) fn spec_of(request: &ListenRequest) -> Result<BindSpec, i32> {
     let v6only = request.flags & 1 != 0;
     let address = |text: &Option<String>| match text.as_deref() {
         None | Some("") => Ok(None),
@@ -312,7 +328,7 @@ pub(crate) fn key_of(spec: &BindSpec) -> String {
             format!("{address}:{port}:udp{}:-1:0", if address.is_ipv4() { 4 } else { 6 })
         }
         BindSpec::Unix { path, .. } => format!("{path}:-1:-1:undefined:0"),
-        BindSpec::Inherited { number } => format!("null:null:null:{number}:0"),
+        BindSpec::Inherited { index, .. } => format!("null:null:null:{}:0", index + 3),
     }
 }
 

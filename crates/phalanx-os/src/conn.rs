@@ -1,5 +1,6 @@
 //! Facts about one socket, whoever made it.
 
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -128,6 +129,30 @@ pub fn clear_linger(fd: impl AsFd) -> io::Result<()> {
 /// `ENOTSOCK`.
 pub fn cookie(fd: impl AsFd) -> io::Result<u64> {
     Ok(sockopt::socket_cookie(fd)?)
+}
+
+/// The inode of a socket, as `/proc/PID/fd` and [`steer::diag`](crate::steer::diag) show it: the same in every
+/// process that holds it, and given to another once it is closed.
+///
+/// # Errors
+/// None is expected.
+pub fn inode(fd: impl AsFd) -> io::Result<u64> {
+    Ok(rustix::fs::fstat(fd)?.st_ino)
+}
+
+/// The inodes of all `AF_UNIX` sockets in this network namespace (`/proc/net/unix`), whoever has them. Needs no
+/// privilege.
+///
+/// # Errors
+/// `NotFound` without `/proc`.
+pub fn unix_inodes() -> io::Result<HashSet<u64>> {
+    // Num RefCount Protocol Flags Type St Inode Path
+    let text = std::fs::read("/proc/net/unix")?;
+    let inode = |line: &[u8]| {
+        let field = line.split(|byte| *byte == b' ').filter(|field| !field.is_empty()).nth(6)?;
+        str::from_utf8(field).ok()?.parse().ok()
+    };
+    Ok(text.split(|byte| *byte == b'\n').filter_map(inode).collect())
 }
 
 /// Sets or clears `O_NONBLOCK`. It belongs to the open socket, not to the fd: all who share it are affected.

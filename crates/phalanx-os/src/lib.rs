@@ -42,6 +42,7 @@ pub mod listener;
 pub mod process;
 pub mod signal;
 pub mod spawn;
+pub mod steer;
 
 mod fd;
 mod sockopt;

@@ -97,7 +97,8 @@ fn socket(family: AddressFamily, ty: SocketType) -> io::Result<OwnedFd> {
     Ok(rustix::net::socket_with(family, ty, flags, None)?)
 }
 
-fn inet(ty: SocketType, addr: SocketAddr, v6only: bool) -> io::Result<OwnedFd> {
+/// A socket for such an address, not bound.
+pub(crate) fn inet(ty: SocketType, addr: SocketAddr, v6only: bool) -> io::Result<OwnedFd> {
     if addr.is_ipv4() {
         return socket(AddressFamily::INET, ty);
     }

@@ -93,25 +93,45 @@ pub(crate) fn unread(fd: impl AsFd) -> io::Result<u64> {
     u64::try_from(unread).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
-/// Clears `SO_PASSRIGHTS`; `false` when the kernel (before 6.16) does not know it.
-pub(crate) fn clear_passrights(fd: impl AsFd) -> io::Result<bool> {
-    let off: libc::c_int = 0;
-    // SAFETY: the pointer and the length describe `off`, which outlives the call.
+/// Sets an option.
+fn set<T: Copy>(fd: impl AsFd, name: libc::c_int, value: &T) -> io::Result<()> {
+    let value: *const T = value;
+    // SAFETY: the pointer and the length describe `value`, which outlives the call.
     let rc = unsafe {
         libc::setsockopt(
             fd.as_fd().as_raw_fd(),
             libc::SOL_SOCKET,
-            SO_PASSRIGHTS,
-            (&raw const off).cast(),
-            size_of_val(&off) as libc::socklen_t,
+            name,
+            value.cast(),
+            size_of::<T>() as libc::socklen_t,
         )
     };
-    if rc == 0 {
-        return Ok(true);
-    }
-    match io::Error::last_os_error() {
-        e if e.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(false),
-        e => Err(e),
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// `SO_ATTACH_REUSEPORT_EBPF`: gives the group of `fd` a program.
+pub(crate) fn attach_program(fd: impl AsFd, program: impl AsFd) -> io::Result<()> {
+    set(fd, libc::SO_ATTACH_REUSEPORT_EBPF, &program.as_fd().as_raw_fd())
+}
+
+/// A step of a classic BPF filter: `struct sock_filter`.
+pub(crate) use libc::sock_filter as FilterStep;
+
+/// `SO_ATTACH_REUSEPORT_CBPF`: gives the group of `fd` a filter.
+pub(crate) fn attach_filter(fd: impl AsFd, filter: &[FilterStep]) -> io::Result<()> {
+    let len = filter.len().try_into().map_err(|_| io::ErrorKind::InvalidInput)?;
+    // The kernel only reads through the pointer, while `filter` is borrowed.
+    let program = libc::sock_fprog { len, filter: filter.as_ptr().cast_mut() };
+    set(fd, libc::SO_ATTACH_REUSEPORT_CBPF, &program)
+}
+
+/// Clears `SO_PASSRIGHTS`; `false` when the kernel (before 6.16) does not know it.
+pub(crate) fn clear_passrights(fd: impl AsFd) -> io::Result<bool> {
+    let off: libc::c_int = 0;
+    match set(fd, SO_PASSRIGHTS, &off) {
+        Ok(()) => Ok(true),
+        Err(e) if e.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(false),
+        Err(e) => Err(e),
     }
 }
 

@@ -2,10 +2,12 @@
 
 use crate::error::{Error, Result};
 use crate::primary::{Primary, driver};
-use phalanx_core::{BindSpec, Config, Limits, Mechanism, Policy, Restart, Speaks};
+use phalanx_core::{BindSpec, Config, Limits, Mechanism, Policy, Restart, SocketKind, Speaks};
+use phalanx_os::conn;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -115,6 +117,8 @@ pub struct Builder {
     pub(crate) open_files: Option<u64>,
     pub(crate) output: Output,
     pub(crate) listen: Vec<Configured>,
+    /// Those of `listen` that exist already: they come first.
+    pub(crate) inherited: Vec<Arc<OwnedFd>>,
     pub(crate) config: Config,
     window: Option<u32>,
     errors: Vec<Error>,
@@ -130,6 +134,7 @@ impl Default for Builder {
             open_files: None,
             output: Output::Inherit,
             listen: Vec::new(),
+            inherited: Vec::new(),
             config: Config::default(),
             window: None,
             errors: Vec::new(),
@@ -261,12 +266,61 @@ impl Builder {
     /// socket. When any is configured, workers may listen on nothing else (and on port 0).
     #[must_use]
     pub fn listen(mut self, name: &str, address: &str) -> Builder {
-        match parse_address(address) {
+        match check_name(name).and_then(|()| parse_address(address)) {
             Ok(spec) => {
                 self.config.only_configured = true;
                 self.listen.push(Configured { name: name.to_owned(), address: address.to_owned(), spec });
             }
             Err(error) => self.errors.push(error),
+        }
+        self
+    }
+
+    /// A listener that exists already: a listening TCP or Unix socket, or a bound UDP socket. It stays like one of
+    /// [`listen`](Builder::listen), and goes before those, so that its number for `LISTEN_FDS` is its place among
+    /// the inherited, from 3 on; that is what `listen({ fd: 3 })` of a Node worker means. Workers may also listen
+    /// on other addresses. It is made non-blocking, for everybody who shares it.
+    #[must_use]
+    pub fn inherit_fd(mut self, name: &str, fd: OwnedFd) -> Builder {
+        let kind = match conn::kind(&fd) {
+            phalanx_os::SocketKind::TcpListener => SocketKind::Tcp,
+            phalanx_os::SocketKind::UnixListener => SocketKind::Unix,
+            phalanx_os::SocketKind::Udp => SocketKind::Udp,
+            other => {
+                self.errors.push(Error::Config(format!(
+                    "`{name}` (file descriptor {}) cannot be a listener: it is no listening TCP or Unix socket \
+                     and no UDP socket, but {other:?}",
+                    fd.as_raw_fd()
+                )));
+                return self;
+            }
+        };
+        if let Err(error) = check_name(name) {
+            self.errors.push(error);
+            return self;
+        }
+        let index = self.inherited.len();
+        let spec = BindSpec::Inherited { index: index as u32, kind };
+        let address = format!("inherited file descriptor {}", fd.as_raw_fd());
+        self.listen.insert(index, Configured { name: name.to_owned(), address, spec });
+        self.inherited.push(Arc::new(fd));
+        self
+    }
+
+    /// Takes over the sockets that a service manager passed to this process (`LISTEN_FDS`, as systemd does), each
+    /// under its name there (`LISTEN_FDNAMES`; `fd3` and so on for one without). A name that comes again gets
+    /// `-2`, `-3` and so on. They are given out once in a process. Without any, does nothing.
+    #[must_use]
+    pub fn inherit_listen_fds(mut self) -> Builder {
+        for (name, fd) in phalanx_os::inherit::listen_fds() {
+            let name = if name.is_empty() { format!("fd{}", fd.as_raw_fd()) } else { name };
+            let taken = |wanted: &str| self.listen.iter().any(|known| known.name == wanted);
+            let name = if taken(&name) {
+                (2..).map(|n| format!("{name}-{n}")).find(|name| !taken(name)).unwrap_or(name)
+            } else {
+                name
+            };
+            self = self.inherit_fd(&name, fd);
         }
         self
     }
@@ -301,6 +355,16 @@ impl Builder {
         self.config.window = self.window.unwrap_or(if self.config.speaks == Speaks::Node { 4 } else { 16 });
         driver::start(self)
     }
+}
+
+/// A name travels in `LISTEN_FDNAMES`, with colons between.
+fn check_name(name: &str) -> Result<()> {
+    if name.is_empty() || name.len() > 255 || name.contains(|c: char| c == ':' || c.is_control()) {
+        return Err(Error::Config(format!(
+            "`{name}` cannot be the name of a listener: use 1 to 255 bytes without colons"
+        )));
+    }
+    Ok(())
 }
 
 fn parse_address(text: &str) -> Result<BindSpec> {
@@ -352,6 +416,27 @@ mod tests {
         assert_eq!(wanted(Cluster::builder().workers("3")), Some(3));
         assert!(wanted(Cluster::builder().workers("auto")) >= Some(1));
         assert_eq!(wanted(Cluster::builder().workers("many")), None);
+    }
+
+    #[test]
+    fn what_is_no_listener_cannot_be_inherited() {
+        let listener = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().into();
+        let builder =
+            Cluster::builder().listen("a", "8000").inherit_fd("b", listener()).inherit_fd("c", listener());
+        let names: Vec<&str> = builder.listen.iter().map(|listener| listener.name.as_str()).collect();
+        assert_eq!(names, ["b", "c", "a"], "the inherited ones come first");
+        let (stream, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        for builder in [
+            Cluster::builder().exec("/bin/true").inherit_fd("stream", stream.into()),
+            Cluster::builder()
+                .exec("/bin/true")
+                .inherit_fd("file", std::fs::File::open("/dev/null").unwrap().into()),
+            Cluster::builder().exec("/bin/true").inherit_fd("a:b", listener()),
+            Cluster::builder().exec("/bin/true").listen("", "127.0.0.1:0"),
+        ] {
+            let error = builder.start().unwrap_err().to_string();
+            assert!(error.contains("cannot be"), "{error}");
+        }
     }
 
     #[test]

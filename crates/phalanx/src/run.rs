@@ -17,6 +17,9 @@ impl Builder {
     /// there are processors, unless said otherwise) with the same arguments, and returns when all have ended;
     /// in a worker, runs `service` in a runtime of one thread and returns when that is done.
     ///
+    /// Sockets of a service manager (`LISTEN_FDS`) become listeners, as with
+    /// [`inherit_listen_fds`](Builder::inherit_listen_fds).
+    ///
     /// Whatever `main` does before this, every worker does again. SIGTERM or SIGINT stops the cluster: the
     /// first gracefully, the second without waiting for connections, the third at once. Under `phalanx run`,
     /// or as a worker of any other primary, the program is simply a worker, and this description is ignored.
@@ -59,7 +62,7 @@ impl Builder {
         if let Some(worker) = crate::worker::worker()? {
             return service(worker).map_err(Error::Service);
         }
-        let primary = self.of_this_program()?.start()?;
+        let primary = self.of_this_program()?.inherit_listen_fds().start()?;
         supervise(&primary)
     }
 

@@ -140,7 +140,12 @@ impl<C> Primary<C> {
             let id = self.listeners.by_name(name).ok_or(errno::ENOENT)?;
             return self.join_existing(id, worker, request);
         }
-        let spec = spec_of(request, self.config.inherited)?;
+        if let Some(number) = request.fd.filter(|fd| *fd >= 0) {
+            // FD-01 as ruled.
+            let id = self.listeners.by_number(number).ok_or(errno::EINVAL)?;
+            return self.join_existing(id, worker, request);
+        }
+        let spec = spec_of(request)?;
         let fixed = matches!(&spec, BindSpec::Tcp { port, .. } | BindSpec::Udp { port, .. } if *port != 0);
         if request.index.is_none() {
             request.index = Some(self.count_index(worker, request));
@@ -153,7 +158,7 @@ impl<C> Primary<C> {
             return Err(errno::EADDRINUSE);
         }
         let anonymous = matches!(&spec, BindSpec::Tcp { port: 0, .. } | BindSpec::Udp { port: 0, .. });
-        if self.config.only_configured && !anonymous && !matches!(spec, BindSpec::Inherited { .. }) {
+        if self.config.only_configured && !anonymous {
             return Err(errno::EACCES);
         }
         let policy = match &request.policy {
@@ -171,7 +176,9 @@ impl<C> Primary<C> {
         request: &ListenRequest,
     ) -> Result<ListenerId, i32> {
         let listener = self.listeners.get(id).ok_or(errno::EINVAL)?;
-        if listener.involves(worker) {
+        if !request.fits(listener.spec.kind()) {
+            Err(errno::EPROTOTYPE)
+        } else if listener.involves(worker) {
             Err(errno::EADDRINUSE)
         } else if request.socket && listener.mechanism == Mechanism::Handoff {
             Err(errno::EOPNOTSUPP)

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use crate::SocketKind;
 use serde_json::value::RawValue;
 
 /// What kind of address a worker asks for (`addressType`).
@@ -88,6 +89,16 @@ impl ListenRequest {
     #[must_use]
     pub fn group_key(&self) -> String {
         if self.port == Some(0) { self.key() } else { self.tuple() }
+    }
+
+    /// Whether this kind of socket can be the answer. A request for a descriptor may leave open what it is.
+    pub(crate) fn fits(&self, kind: SocketKind) -> bool {
+        match self.family {
+            None => kind != SocketKind::Udp,
+            Some(Family::Tcp4 | Family::Tcp6) => kind == SocketKind::Tcp,
+            Some(Family::Unix) => kind == SocketKind::Unix,
+            Some(Family::Udp4 | Family::Udp6) => kind == SocketKind::Udp,
+        }
     }
 
     fn tuple(&self) -> String {

@@ -62,6 +62,7 @@ pub(crate) struct Driver {
     program: Program,
     pub(super) children: BTreeMap<WorkerId, Child>,
     pub(super) doors: BTreeMap<SocketId, Door>,
+    inherited: Vec<Arc<OwnedFd>>,
     pub(super) output: Output,
     waiters: Vec<Waiter>,
     finished: Vec<oneshot::Sender<()>>,
@@ -175,6 +176,7 @@ impl Driver {
                 program,
                 children: BTreeMap::new(),
                 doors: BTreeMap::new(),
+                inherited: builder.inherited,
                 output: Output::new(tell),
                 waiters: Vec::new(),
                 finished: Vec::new(),
@@ -315,7 +317,7 @@ impl Driver {
         match action {
             Action::Spawn(spawn) => self.spawn(&spawn),
             Action::Bind { socket, spec, backlog, .. } => {
-                let result = sockets::bind(&spec, backlog).map(|(bound, address)| {
+                let result = sockets::bind(&spec, backlog, &self.inherited).map(|(bound, address)| {
                     self.doors.insert(socket, Door { socket: bound, accepting: None });
                     address
                 });

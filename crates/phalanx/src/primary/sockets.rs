@@ -1,7 +1,7 @@
 //! Sockets that the primary holds.
 
-use phalanx_core::{BindSpec, BoundAddress};
-use phalanx_os::{Address, LocalAddress, SocketFile, listener};
+use phalanx_core::{BindSpec, BoundAddress, SocketKind};
+use phalanx_os::{Address, Bound, LocalAddress, SocketFile, conn, listener};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -15,8 +15,13 @@ pub(super) struct Socket {
 }
 
 /// Binds, and listens on, what core asked for.
-pub(super) fn bind(spec: &BindSpec, backlog: u32) -> io::Result<(Socket, BoundAddress)> {
+pub(super) fn bind(
+    spec: &BindSpec,
+    backlog: u32,
+    inherited: &[Arc<OwnedFd>],
+) -> io::Result<(Socket, BoundAddress)> {
     let bound = match spec {
+        BindSpec::Inherited { index, .. } => inherit(*index, inherited),
         BindSpec::Tcp { address: Some(ip), port, v6only } => {
             listener::bind(&Address::Tcp { addr: SocketAddr::new(*ip, *port), v6only: *v6only })
         }
@@ -43,7 +48,7 @@ pub(super) fn bind(spec: &BindSpec, backlog: u32) -> io::Result<(Socket, BoundAd
         }
         _ => Err(io::Error::from_raw_os_error(22)),
     }?;
-    if !matches!(spec, BindSpec::Udp { .. }) {
+    if spec.kind() != SocketKind::Udp {
         listener::listen(&bound.fd, backlog)?;
     }
     let address = match (bound.local, spec) {
@@ -53,4 +58,13 @@ pub(super) fn bind(spec: &BindSpec, backlog: u32) -> io::Result<(Socket, BoundAd
         (LocalAddress::Unnamed, _) => BoundAddress::Unix(String::new()),
     };
     Ok((Socket { fd: Arc::new(bound.fd), file: bound.file }, address))
+}
+
+/// The file of a Unix socket is not ours: whoever made it takes it away.
+fn inherit(index: u32, inherited: &[Arc<OwnedFd>]) -> io::Result<Bound> {
+    let given = usize::try_from(index).ok().and_then(|index| inherited.get(index));
+    let fd = given.ok_or(io::ErrorKind::InvalidInput)?.try_clone()?;
+    conn::set_nonblocking(&fd, true)?;
+    let local = listener::local_address(&fd)?;
+    Ok(Bound { fd, local, file: None })
 }
