@@ -26,10 +26,10 @@ pub(super) enum Reg {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Insn {
-    code: u8,
+    pub(super) code: u8,
     regs: u8,
-    off: i16,
-    imm: i32,
+    pub(super) off: i16,
+    pub(super) imm: i32,
 }
 
 impl Insn {
@@ -38,28 +38,38 @@ impl Insn {
         let regs = if cfg!(target_endian = "little") { dst | src << 4 } else { dst << 4 | src };
         Self { code, regs, off, imm }
     }
+
+    #[cfg(test)]
+    pub(super) fn dst(self) -> usize {
+        usize::from(if cfg!(target_endian = "little") { self.regs & 15 } else { self.regs >> 4 })
+    }
+
+    #[cfg(test)]
+    pub(super) fn src(self) -> usize {
+        usize::from(if cfg!(target_endian = "little") { self.regs >> 4 } else { self.regs & 15 })
+    }
 }
 
 /// The operation codes, from `linux/bpf.h` and `linux/bpf_common.h`.
-mod code {
-    pub(super) const LD_IMM64: u8 = 0x18;
-    pub(super) const LDX: u8 = 0x61;
-    pub(super) const ST: u8 = 0x62;
-    pub(super) const STX: u8 = 0x63;
-    pub(super) const ATOMIC: u8 = 0xdb;
-    pub(super) const ALU32: u8 = 0x04;
-    pub(super) const ALU64: u8 = 0x07;
-    pub(super) const JMP: u8 = 0x05;
-    pub(super) const CALL: u8 = 0x85;
-    pub(super) const EXIT: u8 = 0x95;
-    pub(super) const TO_BE: u8 = 0xdc;
+pub(super) mod code {
+    pub(in crate::steer) const LD_IMM64: u8 = 0x18;
+    pub(in crate::steer) const LDX: u8 = 0x61;
+    pub(in crate::steer) const ST: u8 = 0x62;
+    pub(in crate::steer) const STX: u8 = 0x63;
+    pub(in crate::steer) const ATOMIC: u8 = 0xdb;
+    pub(in crate::steer) const ALU32: u8 = 0x04;
+    pub(in crate::steer) const ALU64: u8 = 0x07;
+    pub(in crate::steer) const JMP: u8 = 0x05;
+    pub(in crate::steer) const CALL: u8 = 0x85;
+    pub(in crate::steer) const EXIT: u8 = 0x95;
+    pub(in crate::steer) const TO_BE: u8 = 0xdc;
     /// The second operand is a register.
-    pub(super) const BY_REG: u8 = 0x08;
+    pub(in crate::steer) const BY_REG: u8 = 0x08;
     /// `BPF_FETCH`, in the `imm` of an atomic operation. Adding itself is 0.
-    pub(super) const FETCH: i32 = 1;
+    pub(in crate::steer) const FETCH: i32 = 1;
     /// In the source register of [`LD_IMM64`]: the map itself, or the memory of its only value.
-    pub(super) const PSEUDO_MAP: u8 = 1;
-    pub(super) const PSEUDO_MAP_VALUE: u8 = 2;
+    pub(in crate::steer) const PSEUDO_MAP: u8 = 1;
+    pub(in crate::steer) const PSEUDO_MAP_VALUE: u8 = 2;
 }
 
 /// How many bytes a load or store moves; the bits of the operation code.

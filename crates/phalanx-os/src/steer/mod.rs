@@ -15,7 +15,11 @@ pub mod diag;
 mod even;
 mod exact;
 mod group;
+#[cfg(test)]
+mod interpreter;
 mod layout;
+#[cfg(test)]
+mod logic;
 mod map;
 mod open;
 mod program;
