@@ -776,6 +776,18 @@ impl Phalanx {
         }
     }
 
+    /// Waits until so many workers are there, and all of them listen.
+    ///
+    /// # Panics
+    /// After [`DEADLINE`], or if the primary ends.
+    #[track_caller]
+    pub fn wait_listening(&mut self, workers: usize) -> Value {
+        self.wait_status(&format!("{workers} workers listen"), |status| {
+            let all = status["workers"].as_array().map_or(&[][..], Vec::as_slice);
+            all.len() == workers && all.iter().all(|worker| worker["state"] == "listening")
+        })
+    }
+
     /// The workers and whatever else the primary has started, in order of start.
     #[must_use]
     pub fn workers(&self) -> Vec<ProcessId> {

@@ -3,7 +3,7 @@
 use phalanx_tests::lab;
 use phalanx_tests::load::Load;
 use phalanx_tests::process::{
-    Phalanx, ProcessId, Signal, children, free_port, kill, wait_answer, wait_for, wait_until,
+    Phalanx, Process, ProcessId, Signal, children, free_port, kill, wait_answer, wait_for, wait_until,
 };
 use serde_json::Value;
 use std::path::Path;
@@ -95,4 +95,32 @@ fn the_last_words_of_a_worker_are_heard() {
     });
     phalanx.note_descendants();
     phalanx.finish();
+}
+
+/// Nowhere to write to, from the first line on: served, replaced, ended all the same.
+#[test]
+fn a_full_disk_does_not_stop_the_service() {
+    let port = free_port();
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "exec \"$0\" run -n full -w 2 --channel phalanx -- \"$1\" tcp \"$2\" >/dev/full 2>&1"])
+        .args([lab::binary("phalanx"), lab::binary("service")])
+        .arg(port.to_string())
+        .env("XDG_RUNTIME_DIR", dir.path());
+    let mut process = Process::start(&mut command);
+    wait_answer(port);
+    for _ in 0..2 {
+        let victim = children(process.pid())[0];
+        kill(victim.pid, Signal::KILL).expect("killed");
+        wait_until("it has a successor", || {
+            let now = children(process.pid());
+            now.len() == 2 && !now.contains(&victim)
+        });
+    }
+    Load::port(port).clients(4).connections(200).run().assert_all_served();
+    process.note_descendants();
+    process.signal(Signal::TERM);
+    assert_eq!(process.wait().code(), Some(143));
+    assert_eq!(process.left_over(), []);
 }

@@ -1,0 +1,127 @@
+//! A Rust service on the library, as small as can be, for tests and benchmarks.
+//!
+//! ```text
+//! service tcp PORT | unix PATH | udp PORT
+//! ```
+//!
+//! TCP is served by a blocking loop, one connection at a time; the slot `SLOW_SLOT` rests `SLOW_US`
+//! microseconds before each reply. Each says who answered: its slot, or `alone`.
+
+use std::io::{self, Read, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use phalanx::net;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::task::JoinSet;
+
+fn name() -> String {
+    std::env::var("PHALANX_SLOT").unwrap_or_else(|_| "alone".into())
+}
+
+fn reply(request: &[u8], name: &str) -> String {
+    let request = String::from_utf8_lossy(request);
+    let nonce = request.lines().find_map(|it| it.strip_prefix("X-Nonce: "));
+    let nonce = nonce.map(|it| format!("x-nonce: {it}\r\n")).unwrap_or_default();
+    format!(
+        "HTTP/1.1 200 OK\r\nx-worker: {name}\r\n{nonce}Content-Length: 3\r\nConnection: close\r\n\r\nok\n"
+    )
+}
+
+/// How long this worker rests before each reply.
+fn rest() -> Option<Duration> {
+    let variable = |name| std::env::var(name).ok();
+    let mine = variable("SLOW_SLOT").is_some_and(|slot| slot == name());
+    mine.then(|| Duration::from_micros(variable("SLOW_US").and_then(|it| it.parse().ok()).unwrap_or(2000)))
+}
+
+fn tcp(port: &str) -> io::Result<()> {
+    let listener = net::blocking::TcpListener::bind(format!("127.0.0.1:{port}"))?;
+    let (name, rest) = (name(), rest());
+    println!("listening");
+    for stream in listener.incoming() {
+        let mut stream = stream?;
+        let (mut bytes, mut have) = ([0; 8192], 0);
+        while !bytes[..have].ends_with(b"\r\n\r\n") {
+            match stream.read(&mut bytes[have..]) {
+                Ok(got) if got > 0 => have += got,
+                _ => break,
+            }
+        }
+        if let Some(rest) = rest {
+            std::thread::sleep(rest);
+        }
+        // Who has gone needs no answer.
+        let _ = stream.write_all(reply(&bytes[..have], &name).as_bytes());
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+    }
+    Ok(())
+}
+
+async fn answer(mut stream: UnixStream, name: String) -> io::Result<()> {
+    let mut bytes = Vec::new();
+    while !bytes.ends_with(b"\r\n\r\n") {
+        if stream.read_buf(&mut bytes).await? == 0 {
+            return Ok(());
+        }
+    }
+    stream.write_all(reply(&bytes, &name).as_bytes()).await?;
+    stream.shutdown().await
+}
+
+async fn unix(path: &str) -> io::Result<()> {
+    let listener = net::UnixListener::bind(path).await?;
+    let mut connections = JoinSet::new();
+    println!("listening");
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                connections.spawn(answer(accepted?.0, name()));
+            }
+            Some(_) = connections.join_next() => {}
+            () = phalanx::draining() => break,
+        }
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+    Ok(())
+}
+
+async fn udp(port: &str) -> io::Result<()> {
+    let socket = net::UdpSocket::bind(format!("127.0.0.1:{port}")).await?;
+    let mut bytes = [0; 2048];
+    println!("listening");
+    loop {
+        tokio::select! {
+            received = socket.recv_from(&mut bytes) => {
+                let (count, from) = received?;
+                let answer = format!("{} {}", name(), String::from_utf8_lossy(&bytes[..count]));
+                socket.send_to(answer.as_bytes(), from).await?;
+            }
+            () = phalanx::draining() => return Ok(()),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [kind, place] = &arguments[..] else {
+        eprintln!("usage: service tcp PORT | unix PATH | udp PORT");
+        return ExitCode::from(2);
+    };
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let result = match kind.as_str() {
+        "tcp" => tcp(place),
+        "unix" => runtime().and_then(|it| it.block_on(unix(place))),
+        "udp" => runtime().and_then(|it| it.block_on(udp(place))),
+        _ => Err(io::Error::other(format!("no kind of service is called {kind}"))),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("service: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
