@@ -34,6 +34,9 @@ fn mistakes_are_explained() {
     assert_refused(&["run", "-l", "nonsense", "--", "true"], 2, "no address");
     assert_refused(&["run", "--mechanism", "handoff", "--channel", "none", "--", "true"], 2, "channel");
     assert_refused(&["run", "-e", "novalue", "--", "true"], 2, "NAME=VALUE");
+    assert_refused(&["run", "-u", "no-such-user", "--", "true"], 2, "no user");
+    assert_refused(&["run", "--env-file", "/nowhere", "--", "true"], 2, "cannot be read");
+    assert_refused(&["run", "--env-file", "/etc/passwd", "--", "true"], 2, "line 1");
     assert_refused(&["status", "-n", "nobody"], 5, "nobody");
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("an address").to_string();
@@ -78,6 +81,19 @@ fn socket_io_runs_unmodified_when_sticky() {
     let said = String::from_utf8_lossy(&output.stdout);
     let told: Value = serde_json::from_str(said.trim()).expect("one line of JSON");
     assert_eq!((&told["ok"], &told["failed"]), (&40.into(), &0.into()), "{told}");
+    phalanx.finish();
+}
+
+#[test]
+fn variables_come_from_files_and_options() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join(".env");
+    std::fs::write(&file, "A=file\nB='from a file' # so\nexport C=3\n").expect("written");
+    let phalanx = Phalanx::run("env-file")
+        .workers(1)
+        .options(["--env-file".as_ref(), file.as_os_str(), "-e".as_ref(), "A=option".as_ref()])
+        .start(["sh", "-c", "echo $A, $B, $C, $PHALANX_CLUSTER; exec sleep 600"]);
+    phalanx.wait_line("option, from a file, 3, env-file");
     phalanx.finish();
 }
 

@@ -50,8 +50,7 @@ pub(crate) enum Channel {
     None,
 }
 
-#[derive(Debug, Args)]
-#[command(after_help = "\
+const EXAMPLES: &str = "\
 Examples:
   phalanx run -w 4 -- node server.js
   phalanx run -l 8000 -- uvicorn app:app --fd 3
@@ -59,7 +58,10 @@ Examples:
 
 Sockets of a service manager (LISTEN_FDS, as of systemd) become listeners under their names there. A program gets
 them by LISTEN_FDS too; a Node program takes the first one with `listen({ fd: 3 })`, the next with 4, and then
-those of -l.")]
+those of -l.";
+
+#[derive(Debug, Args)]
+#[command(after_long_help = format!("{}\n\n{}", EXAMPLES, crate::env_file::SYNTAX), after_help = EXAMPLES)]
 pub(crate) struct Run {
     /// Workers: a number, or `auto` for one a processor (cgroup limits and affinity respected)
     #[arg(short, long, default_value = "auto", value_name = "N|auto")]
@@ -86,6 +88,12 @@ pub(crate) struct Run {
     /// A variable for the workers. May be repeated
     #[arg(short, long, value_name = "K=V")]
     pub(crate) env: Vec<String>,
+    /// A file of variables for the workers, before those of -e. May be repeated; see below
+    #[arg(long, value_name = "FILE")]
+    pub(crate) env_file: Vec<PathBuf>,
+    /// Run workers as this user: NAME, UID, or either with :GROUP. Listeners are bound before
+    #[arg(short, long)]
+    pub(crate) user: Option<String>,
     /// Directory that workers start in
     #[arg(short = 'C', long = "cwd", value_name = "DIR")]
     pub(crate) cwd: Option<PathBuf>,

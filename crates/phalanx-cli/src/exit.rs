@@ -78,7 +78,11 @@ impl From<phalanx::Error> for Failure {
                 ),
                 _ => Failure::new(Code::Failed, error.to_string()),
             },
-            phalanx::Error::Program { .. }
+            phalanx::Error::User { source, .. } if source.kind() == ErrorKind::PermissionDenied => {
+                Failure::new(Code::NotPermitted, error.to_string())
+            }
+            phalanx::Error::User { .. }
+            | phalanx::Error::Program { .. }
             | phalanx::Error::NoProgram
             | phalanx::Error::Config(_)
             | phalanx::Error::IsWorker => Failure::new(Code::Usage, error.to_string()),

@@ -3,6 +3,7 @@
 mod args;
 mod control;
 mod demo;
+mod env_file;
 mod exit;
 mod journal;
 mod log;

@@ -41,6 +41,18 @@ pub(crate) fn run(args: args::Run) -> Result<Code, Failure> {
     if let Some(cwd) = args.cwd {
         builder = builder.cwd(cwd);
     }
+    for file in &args.env_file {
+        for (name, value) in crate::env_file::read(file)? {
+            builder = builder.env(name, value);
+        }
+    }
+    match &args.user {
+        Some(user) => builder = builder.user(user),
+        None if phalanx_os::user::is_root() => {
+            tracing::warn!("workers run as root: name a user with -u, as www-data or 1000:1000");
+        }
+        None => {}
+    }
     for pair in &args.env {
         let (name, value) = pair
             .split_once('=')
@@ -66,8 +78,8 @@ pub(crate) fn run(args: args::Run) -> Result<Code, Failure> {
         Ok((original, _)) => builder = builder.open_files(original),
         Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
     }
-    let primary = builder.start()?;
     let name = door.as_ref().map_or_else(|| target.name.clone(), |door| door.name.clone());
+    let primary = builder.name(&name).start()?;
     tracing::info!(name, workers, policy = %policy, pid = std::process::id(), "started");
     supervise(&primary, door, &name, tell)
 }

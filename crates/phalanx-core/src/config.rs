@@ -64,7 +64,7 @@ pub type PolicyFactory = Box<dyn Fn() -> Box<dyn PolicyImpl> + Send>;
 pub struct Config {
     /// Who should get the next connection.
     pub policy: Policy,
-    /// A policy of the user's own, for hand-off.
+    /// What [`Policy::Custom`] means. It chooses in hand-off.
     pub custom_policy: Option<PolicyFactory>,
     /// How it gets there.
     pub mechanism: Mechanism,

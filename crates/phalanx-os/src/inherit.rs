@@ -20,6 +20,12 @@ pub const PHALANX_CHANNEL: &str = "PHALANX_CHANNEL";
 pub const PHALANX_WORKER_ID: &str = "PHALANX_WORKER_ID";
 /// The worker's slot, decimal.
 pub const PHALANX_SLOT: &str = "PHALANX_SLOT";
+/// Which code the worker runs, decimal.
+pub const PHALANX_GENERATION: &str = "PHALANX_GENERATION";
+/// The name of the cluster.
+pub const PHALANX_CLUSTER: &str = "PHALANX_CLUSTER";
+/// `FD:PID`: the configuration that the primary passed, and the only process it is meant for.
+pub const PHALANX_CONFIG: &str = "PHALANX_CONFIG";
 /// Node's variables: the fd of the channel, the worker's id, and how messages are written.
 pub const NODE_CHANNEL_FD: &str = "NODE_CHANNEL_FD";
 /// See [`NODE_CHANNEL_FD`]. Its presence makes a process a cluster worker.
@@ -39,6 +45,7 @@ const FORGOTTEN: &[&str] = &[
     NODE_UNIQUE_ID,
     NODE_CHANNEL_SERIALIZATION_MODE,
     PHALANX_CHANNEL,
+    PHALANX_CONFIG,
     LISTEN_PID,
     "LISTEN_PIDFDID",
     LISTEN_FDS,
@@ -71,6 +78,10 @@ pub enum Birth {
         worker_id: Option<u32>,
         /// The slot of this worker.
         slot: Option<u32>,
+        /// Which code it runs.
+        generation: Option<u32>,
+        /// The name of the cluster.
+        cluster: Option<String>,
     },
 }
 
@@ -107,7 +118,7 @@ pub enum InheritError {
 #[derive(Debug, PartialEq, Eq)]
 enum Claim {
     Node { worker_id: u32, fd: RawFd, advanced: bool },
-    Phalanx { fd: RawFd, worker_id: Option<u32>, slot: Option<u32> },
+    Phalanx { fd: RawFd, worker_id: Option<u32>, slot: Option<u32>, generation: Option<u32> },
 }
 
 /// Whether this process was started as a worker, well or badly. Takes nothing.
@@ -135,9 +146,13 @@ pub fn channel() -> Result<Option<Birth>, InheritError> {
         Claim::Node { worker_id, fd, advanced } => {
             Birth::Node { worker_id, channel: take_channel(NODE_CHANNEL_FD, fd)?, advanced }
         }
-        Claim::Phalanx { fd, worker_id, slot } => {
-            Birth::Phalanx { channel: take_channel(PHALANX_CHANNEL, fd)?, worker_id, slot }
-        }
+        Claim::Phalanx { fd, worker_id, slot, generation } => Birth::Phalanx {
+            channel: take_channel(PHALANX_CHANNEL, fd)?,
+            worker_id,
+            slot,
+            generation,
+            cluster: std::env::var(PHALANX_CLUSTER).ok(),
+        },
     }))
 }
 
@@ -174,6 +189,19 @@ pub fn listen_fds() -> Vec<(String, OwnedFd)> {
         }
     }
     sockets
+}
+
+/// The configuration that the primary passed to this process. Given out once.
+#[must_use]
+pub fn config() -> Option<OwnedFd> {
+    let (number, pid) = fd_and_pid(std::env::var_os(PHALANX_CONFIG)?.to_str()?)?;
+    if pid != std::process::id() || number < LISTEN_FDS_START {
+        return None;
+    }
+    // SAFETY: only looked at, and not beyond the next line; a number that is not open gives EBADF.
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    rustix::io::fcntl_setfd(fd, FdFlags::CLOEXEC).ok()?;
+    claim(number)
 }
 
 /// Removes from the environment what [`channel`] and [`listen_fds`] read, so that no child takes it for its
@@ -236,7 +264,8 @@ fn parse(lookup: impl Fn(&str) -> Option<OsString>, pid: u32) -> Result<Option<C
             let fd = above_stdio(PHALANX_CHANNEL, &value, fd)?;
             let worker_id = text(PHALANX_WORKER_ID).map(|v| number(PHALANX_WORKER_ID, &v)).transpose()?;
             let slot = text(PHALANX_SLOT).map(|v| number(PHALANX_SLOT, &v)).transpose()?;
-            return Ok(Some(Claim::Phalanx { fd, worker_id, slot }));
+            let generation = text(PHALANX_GENERATION).map(|v| number(PHALANX_GENERATION, &v)).transpose()?;
+            return Ok(Some(Claim::Phalanx { fd, worker_id, slot, generation }));
         }
     }
 
@@ -311,7 +340,7 @@ mod tests {
     #[test]
     fn who_is_a_worker() {
         let node = |worker_id, fd, advanced| Some(Claim::Node { worker_id, fd, advanced });
-        let ours = |fd, worker_id, slot| Some(Claim::Phalanx { fd, worker_id, slot });
+        let ours = |fd, worker_id, slot| Some(Claim::Phalanx { fd, worker_id, slot, generation: None });
         for (text, expected) in [
             ("", None),
             ("NODE_CHANNEL_FD=3", None),

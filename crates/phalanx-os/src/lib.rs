@@ -39,10 +39,12 @@ pub mod conn;
 pub mod host;
 pub mod inherit;
 pub mod listener;
+pub mod memory;
 pub mod process;
 pub mod signal;
 pub mod spawn;
 pub mod steer;
+pub mod user;
 
 mod fd;
 mod sockopt;
@@ -55,3 +57,4 @@ pub use listener::{AcceptError, Address, Bound, LocalAddress, Queue, SocketFile}
 pub use process::{Ended, Process};
 pub use signal::Signal;
 pub use spawn::{Spawn, SpawnError, Step, User};
+pub use user::Account;

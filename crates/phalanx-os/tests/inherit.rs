@@ -66,7 +66,9 @@ fn role_phalanx() {
         return;
     }
     assert!(!inherit::foreign_channel());
-    let Birth::Phalanx { channel, worker_id, slot } = inherit::channel().unwrap().unwrap() else { panic!() };
+    let Birth::Phalanx { channel, worker_id, slot, .. } = inherit::channel().unwrap().unwrap() else {
+        panic!()
+    };
     assert_eq!((worker_id, slot), (Some(9), Some(0)));
     assert_eq!(channel.as_fd().as_raw_fd(), 57);
     assert!(is_cloexec(&channel));

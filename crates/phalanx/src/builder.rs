@@ -1,9 +1,11 @@
 //! How a cluster is described.
 
 use crate::error::{Error, Result};
-use crate::primary::{Primary, driver};
+use crate::primary::{Primary, Tell, driver};
+use phalanx_core::policy::PolicyImpl;
 use phalanx_core::{BindSpec, Config, Limits, Mechanism, Policy, Restart, SocketKind, Speaks};
 use phalanx_os::conn;
+use serde::Serialize;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
@@ -32,10 +34,22 @@ pub enum Output {
     Inherit,
     /// Nowhere.
     Null,
+    /// To the end of this file, which is made if need be, and opened anew for each worker.
+    Append(PathBuf),
     /// Line by line to this function, on a thread of its own for each of the two streams. While it blocks, lines
     /// wait, up to a mebibyte; what does not fit is dropped and counted
     /// ([`Event::OutputDropped`](crate::Event::OutputDropped), `output_dropped` in the status).
     Lines(Arc<dyn Fn(&Line<'_>) + Send + Sync>),
+}
+
+impl Output {
+    /// What hears its lines.
+    pub(crate) fn tell(&self) -> Option<Tell> {
+        match self {
+            Output::Lines(tell) => Some(Arc::clone(tell)),
+            Output::Inherit | Output::Null | Output::Append(_) => None,
+        }
+    }
 }
 
 impl fmt::Debug for Output {
@@ -43,6 +57,7 @@ impl fmt::Debug for Output {
         f.write_str(match self {
             Output::Inherit => "Inherit",
             Output::Null => "Null",
+            Output::Append(path) => return f.debug_tuple("Append").field(path).finish(),
             Output::Lines(_) => "Lines",
         })
     }
@@ -115,7 +130,15 @@ pub struct Builder {
     pub(crate) env: Vec<(OsString, OsString)>,
     pub(crate) cwd: Option<PathBuf>,
     pub(crate) open_files: Option<u64>,
-    pub(crate) output: Output,
+    pub(crate) name: Option<String>,
+    pub(crate) env_clear: bool,
+    pub(crate) account: Option<phalanx_os::Account>,
+    /// The configuration, as JSON.
+    pub(crate) payload: Option<Vec<u8>>,
+    /// Of the runtime that `run` makes in a worker.
+    pub(crate) threads: usize,
+    pub(crate) stdout: Output,
+    pub(crate) stderr: Output,
     pub(crate) listen: Vec<Configured>,
     /// Those of `listen` that exist already: they come first.
     pub(crate) inherited: Vec<Arc<OwnedFd>>,
@@ -132,7 +155,13 @@ impl Default for Builder {
             env: Vec::new(),
             cwd: None,
             open_files: None,
-            output: Output::Inherit,
+            name: None,
+            env_clear: false,
+            account: None,
+            payload: None,
+            threads: 1,
+            stdout: Output::Inherit,
+            stderr: Output::Inherit,
             listen: Vec::new(),
             inherited: Vec::new(),
             config: Config::default(),
@@ -161,6 +190,79 @@ impl Builder {
     #[must_use]
     pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Builder {
         self.env.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// Leaves out our own environment, but for `PATH`, `HOME`, `USER`, `LOGNAME`, `SHELL`, `LANG`, `LC_*`, `TZ`,
+    /// `TERM` and `TMPDIR`: what else a worker needs is named with [`env`](Builder::env). Without this, workers
+    /// inherit all but what is meant for this process alone (the sockets and the watchdog of a service manager, a
+    /// channel to another primary).
+    #[must_use]
+    pub fn env_clear(mut self) -> Builder {
+        self.env_clear = true;
+        self
+    }
+
+    /// Whose rights workers get: `NAME`, `UID`, or either with `:GROUP`; with its supplementary groups, no
+    /// capabilities, and no way to gain any (`no_new_privs`). `USER`, `LOGNAME` and `HOME` are set accordingly.
+    /// Listeners are bound with our own rights. Needs root, or `CAP_SETUID` and `CAP_SETGID`.
+    #[must_use]
+    pub fn user(mut self, user: &str) -> Builder {
+        match phalanx_os::user::lookup(user) {
+            Ok(account) if phalanx_os::user::may_become(&account.user) => self.account = Some(account),
+            Ok(_) => self.errors.push(Error::User {
+                user: user.to_owned(),
+                source: std::io::Error::new(
+                    std::io::ErrorKind::PermissionDenied,
+                    "that needs root, or CAP_SETUID and CAP_SETGID",
+                ),
+            }),
+            Err(source) => self.errors.push(Error::User { user: user.to_owned(), source }),
+        }
+        self
+    }
+
+    /// What the cluster is called. Workers find it in `PHALANX_CLUSTER` and as
+    /// [`Worker::cluster`](crate::Worker::cluster).
+    #[must_use]
+    pub fn name(mut self, name: &str) -> Builder {
+        self.name = Some(name.to_owned());
+        self
+    }
+
+    /// What workers get to read with [`Worker::config`](crate::Worker::config): in memory that nobody can change, so
+    /// that each successor finds the same as the first worker did.
+    #[must_use]
+    pub fn config<T: Serialize + ?Sized>(mut self, config: &T) -> Builder {
+        match serde_json::to_vec(config) {
+            Ok(bytes) => self.payload = Some(bytes),
+            Err(error) => self
+                .errors
+                .push(Error::Config(format!("the configuration cannot be written as JSON: {error}"))),
+        }
+        self
+    }
+
+    /// Threads of the runtime that [`run`](Builder::run) makes in each worker: 1, unless said otherwise.
+    #[must_use]
+    pub fn threads(mut self, threads: usize) -> Builder {
+        if threads == 0 {
+            self.errors
+                .push(Error::Config("a runtime without threads runs nothing: ask for at least 1".to_owned()));
+        }
+        self.threads = threads;
+        self
+    }
+
+    /// A policy of one's own, made anew for each listener. It chooses in hand-off. In place of
+    /// [`policy`](Builder::policy).
+    #[must_use]
+    pub fn custom_policy<P: PolicyImpl + 'static>(
+        mut self,
+        make: impl Fn() -> P + Send + 'static,
+    ) -> Builder {
+        self.config.policy = Policy::Custom;
+        self.config.custom_policy = Some(Box::new(move || Box::new(make())));
         self
     }
 
@@ -255,10 +357,25 @@ impl Builder {
         self
     }
 
-    /// Where workers' output goes.
+    /// Where workers' output goes, both streams.
     #[must_use]
     pub fn output(mut self, output: Output) -> Builder {
-        self.output = output;
+        self.stdout = output.clone();
+        self.stderr = output;
+        self
+    }
+
+    /// Where their standard output goes.
+    #[must_use]
+    pub fn stdout(mut self, output: Output) -> Builder {
+        self.stdout = output;
+        self
+    }
+
+    /// Where their standard error goes.
+    #[must_use]
+    pub fn stderr(mut self, output: Output) -> Builder {
+        self.stderr = output;
         self
     }
 
@@ -350,6 +467,18 @@ impl Builder {
             return Err(Error::Config(
                 "share leaves the choice to the operating system, so it cannot be sticky: use hand-off"
                     .to_owned(),
+            ));
+        }
+        let custom = self.config.policy == Policy::Custom;
+        if custom && (self.config.mechanism == Mechanism::Share || self.config.speaks == Speaks::Nothing) {
+            return Err(Error::Config(
+                "a policy of one's own chooses in hand-off: it needs that mechanism, and a channel"
+                    .to_owned(),
+            ));
+        }
+        if custom && self.config.custom_policy.is_none() {
+            return Err(Error::Config(
+                "there is no policy of one's own: give one with `custom_policy`".to_owned(),
             ));
         }
         self.config.window = self.window.unwrap_or(if self.config.speaks == Speaks::Node { 4 } else { 16 });

@@ -43,6 +43,15 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// Workers cannot be given the rights of this user.
+    #[error("cannot run workers as `{user}`: {source}")]
+    User {
+        /// As configured.
+        user: String,
+        /// Why: not found, or not permitted.
+        #[source]
+        source: io::Error,
+    },
     /// Settings that do not go together, or make no sense.
     #[error("{0}")]
     Config(String),

@@ -58,4 +58,4 @@ pub use phalanx_core::{
 };
 pub use primary::{Primary, Progress, WorkerRef};
 pub use run::BoxError;
-pub use worker::{InitError, Messages, Worker, init, worker};
+pub use worker::{ConfigError, InitError, Messages, Worker, init, worker};

@@ -15,7 +15,7 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 impl Builder {
     /// Clusters this very program: in the primary, starts it again as often as workers are wanted (as many as
     /// there are processors, unless said otherwise) with the same arguments, and returns when all have ended;
-    /// in a worker, runs `service` in a runtime of one thread and returns when that is done.
+    /// in a worker, runs `service` in a runtime (of one thread, unless [`threads`](Builder::threads) says otherwise) and returns when that is done.
     ///
     /// Sockets of a service manager (`LISTEN_FDS`) become listeners, as with
     /// [`inherit_listen_fds`](Builder::inherit_listen_fds).
@@ -44,7 +44,8 @@ impl Builder {
         F: FnOnce(Worker) -> Fut,
         Fut: Future<Output = Result<(), BoxError>>,
     {
-        self.run_blocking(|worker| runtime()?.block_on(service(worker)))
+        let threads = self.threads;
+        self.run_blocking(move |worker| workers_runtime(threads)?.block_on(service(worker)))
     }
 
     /// As [`run`](Builder::run), for a service that needs no runtime, or has its own.
@@ -60,6 +61,10 @@ impl Builder {
             return Err(Error::InsideRuntime);
         }
         if let Some(worker) = crate::worker::worker()? {
+            if let Some(payload) = self.payload {
+                // For one who is the worker of somebody else's cluster, which passed none.
+                crate::worker::config::fall_back(payload);
+            }
             return service(worker).map_err(Error::Service);
         }
         let primary = self.of_this_program()?.inherit_listen_fds().start()?;
@@ -84,6 +89,17 @@ impl Builder {
 
 fn runtime() -> Result<Runtime> {
     tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| Error::System { what: "cannot start a runtime", source })
+}
+
+fn workers_runtime(threads: usize) -> Result<Runtime> {
+    if threads <= 1 {
+        return runtime();
+    }
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
         .enable_all()
         .build()
         .map_err(|source| Error::System { what: "cannot start a runtime", source })

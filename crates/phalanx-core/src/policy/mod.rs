@@ -84,10 +84,12 @@ pub enum Policy {
     None,
     /// One client address, one worker, for as long as that worker's slot is served.
     Sticky,
+    /// One of the user's own ([`Config::custom_policy`](crate::Config::custom_policy)), which has no name.
+    Custom,
 }
 
 impl Policy {
-    /// All of them, as they are called on a command line.
+    /// Those that can be asked for by name.
     pub const NAMES: [&'static str; 3] = ["round-robin", "none", "sticky"];
 
     /// Its name.
@@ -96,6 +98,7 @@ impl Policy {
             Policy::RoundRobin => "round-robin",
             Policy::None => "none",
             Policy::Sticky => "sticky",
+            Policy::Custom => "custom",
         }
     }
 
@@ -104,7 +107,7 @@ impl Policy {
         match self {
             // `None` shares its socket. A connection that is handed over all the same (rescued, or meant
             // for one worker) goes round.
-            Policy::RoundRobin | Policy::None => Box::new(RoundRobin::default()),
+            Policy::RoundRobin | Policy::None | Policy::Custom => Box::new(RoundRobin::default()),
             Policy::Sticky => Box::new(Sticky::default()),
         }
     }

@@ -215,7 +215,7 @@ impl<C> Primary<C> {
     ) -> ListenerId {
         let backlog = backlog.max(self.config.backlog);
         let instance = match &self.config.custom_policy {
-            Some(make) if mechanism == Mechanism::Handoff => make(),
+            Some(make) if policy == Policy::Custom => make(),
             _ => policy.instance(),
         };
         let (id, socket) = self.listeners.insert(NewListener {

@@ -2,7 +2,7 @@
 
 use crate::builder::Output;
 use phalanx_core::{Spawn, Speaks};
-use phalanx_os::{Channel, Process, Signal};
+use phalanx_os::{Account, Channel, Process, Signal};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -17,7 +17,14 @@ pub(super) struct Program {
     pub(super) args: Vec<OsString>,
     pub(super) env: Vec<(OsString, OsString)>,
     pub(super) cwd: Option<PathBuf>,
-    pub(super) output: Output,
+    pub(super) stdout: Output,
+    pub(super) stderr: Output,
+    /// Next to nothing of our own environment is inherited.
+    pub(super) env_clear: bool,
+    pub(super) account: Option<Account>,
+    pub(super) name: Option<String>,
+    /// What every worker gets to read.
+    pub(super) config: Option<OwnedFd>,
     pub(super) speaks: Speaks,
     /// The limit of open files that we were started with: ours may have been raised since.
     pub(super) open_files: Option<u64>,
@@ -43,8 +50,15 @@ const DENIED: &[&str] = &[
     "NODE_CHANNEL_SERIALIZATION_MODE",
     "NODE_UNIQUE_ID",
     "PHALANX_CHANNEL",
+    "PHALANX_CONFIG",
+    "PHALANX_CLUSTER",
+    "PHALANX_GENERATION",
     "CREDENTIALS_DIRECTORY",
 ];
+
+/// All that is inherited when the environment is cleared: where programs are, who and where the user is.
+const BASICS: &[&str] =
+    &["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TERM", "TMPDIR"];
 
 impl Program {
     /// Starts one worker, with these sockets lent to it.
@@ -57,8 +71,24 @@ impl Program {
         command.new_process_group = true;
         command.die_with_parent = Some(Signal::TERM);
         command.open_files = self.open_files;
-        let mut env: Vec<(OsString, OsString)> =
-            std::env::vars_os().filter(|(name, _)| !DENIED.iter().any(|denied| name == denied)).collect();
+        let basic = |name: &OsStr| {
+            BASICS.iter().any(|basic| name == *basic)
+                || name.to_str().is_some_and(|name| name.starts_with("LC_"))
+        };
+        let mut env: Vec<(OsString, OsString)> = std::env::vars_os()
+            .filter(|(name, _)| !DENIED.iter().any(|denied| name == denied))
+            .filter(|(name, _)| !self.env_clear || basic(name))
+            .collect();
+        if let Some(Account { user, name, home }) = &self.account {
+            command.user = Some(user.clone());
+            if let Some(name) = name {
+                set(&mut env, "USER".as_ref(), name.as_ref());
+                set(&mut env, "LOGNAME".as_ref(), name.as_ref());
+            }
+            if let Some(home) = home {
+                set(&mut env, "HOME".as_ref(), home.as_ref());
+            }
+        }
         for (name, value) in &self.env {
             set(&mut env, name, value);
         }
@@ -70,24 +100,33 @@ impl Program {
         set(&mut env, "PHALANX_WORKER_ID".as_ref(), &number(spawn.worker.0));
         set(&mut env, "NODE_APP_INSTANCE".as_ref(), &number(spawn.slot.0));
 
+        set(&mut env, "PHALANX_GENERATION".as_ref(), &number(spawn.generation.0));
+        if let Some(name) = &self.name {
+            set(&mut env, "PHALANX_CLUSTER".as_ref(), name.as_ref());
+        }
+
         let null = File::open("/dev/null").map_err(sentence)?;
         command.fds.push((0, null.into()));
         let mut pipes = Vec::new();
-        match self.output {
-            Output::Inherit => {}
-            Output::Null => {
-                for target in [1, 2] {
-                    let null = File::options().write(true).open("/dev/null").map_err(sentence)?;
-                    command.fds.push((target, null.into()));
-                }
-            }
-            Output::Lines(_) => {
-                for (target, is_stderr) in [(1, false), (2, true)] {
+        for (target, is_stderr, output) in [(1, false, &self.stdout), (2, true, &self.stderr)] {
+            let file = match output {
+                Output::Inherit => continue,
+                Output::Null => File::options().write(true).open("/dev/null").map_err(sentence)?.into(),
+                Output::Append(path) => File::options()
+                    .append(true)
+                    .create(true)
+                    .open(path)
+                    .map_err(|error| {
+                        format!("cannot open {} for a worker's output: {error}", path.display())
+                    })?
+                    .into(),
+                Output::Lines(_) => {
                     let (ours, theirs) = phalanx_os::host::pipe().map_err(sentence)?;
-                    command.fds.push((target, theirs));
                     pipes.push((is_stderr, ours));
+                    theirs
                 }
-            }
+            };
+            command.fds.push((target, file));
         }
         let mut next = 3;
         if !lent.is_empty() {
@@ -116,6 +155,11 @@ impl Program {
             }
             command.fds.push((next, theirs));
             channel = Some(ours);
+        }
+        if let Some(config) = &self.config {
+            next += i32::from(channel.is_some());
+            command.pid_env.push(("PHALANX_CONFIG".into(), format!("{next}:").into()));
+            command.fds.push((next, config.try_clone().map_err(sentence)?));
         }
         command.env = env;
         let process = command.spawn().map_err(|error| error.to_string())?;

@@ -150,17 +150,23 @@ impl Driver {
         let cwd = builder.cwd.clone().unwrap_or_else(|| ".".into());
         let path = phalanx_os::spawn::resolve(&name, std::env::var_os("PATH").as_deref(), &cwd)
             .map_err(|source| Error::Program { program: (&name).into(), source })?;
-        let tell = match &builder.output {
-            crate::Output::Lines(tell) => Some(Arc::clone(tell)),
-            crate::Output::Inherit | crate::Output::Null => None,
-        };
+        let config = builder.payload.map(|bytes| phalanx_os::memory::sealed("phalanx-config", &bytes));
+        let config = config
+            .transpose()
+            .map_err(|source| Error::System { what: "cannot keep the configuration in memory", source })?;
+        let tell = [&builder.stdout, &builder.stderr].map(crate::Output::tell);
         let program = Program {
             path: std::path::absolute(&path).unwrap_or(path),
             arg0: name,
             args: builder.args,
             env: builder.env,
             cwd: builder.cwd,
-            output: builder.output,
+            stdout: builder.stdout,
+            stderr: builder.stderr,
+            env_clear: builder.env_clear,
+            account: builder.account,
+            name: builder.name,
+            config,
             speaks: builder.config.speaks,
             open_files: builder.open_files,
         };

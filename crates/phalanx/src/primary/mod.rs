@@ -10,6 +10,7 @@ mod tasks;
 use crate::error::{Error, ForkError, Result};
 use crate::event::Events;
 use driver::{Command, Driver};
+pub(crate) use outlet::Tell;
 use phalanx_core::wire::Payload;
 use phalanx_core::{Hurry, SendError, State, Status, WorkerId, WorkerView};
 use serde::Serialize;

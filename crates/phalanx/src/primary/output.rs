@@ -37,8 +37,8 @@ impl Pipe {
 /// Where lines go, and the last ones of each slot.
 #[derive(Default)]
 pub(super) struct Output {
-    tell: Option<Tell>,
-    /// Of stdout and stderr: who does not read the one still gets the other.
+    /// Of stdout and stderr, here and below: who does not read the one still gets the other.
+    tell: [Option<Tell>; 2],
     outlets: [Option<Outlet>; 2],
     tails: BTreeMap<Slot, VecDeque<String>>,
     dropped: u64,
@@ -46,7 +46,7 @@ pub(super) struct Output {
 }
 
 impl Output {
-    pub(super) fn new(tell: Option<Tell>) -> Output {
+    pub(super) fn new(tell: [Option<Tell>; 2]) -> Output {
         Output { tell, ..Output::default() }
     }
 
@@ -98,9 +98,8 @@ impl Output {
     }
 
     fn push(&mut self, line: Printed) {
-        let Some(tell) = &self.tell else { return };
-        let [out, err] = &mut self.outlets;
-        let outlet = if line.is_stderr { err } else { out };
+        let at = usize::from(line.is_stderr);
+        let (Some(tell), Some(outlet)) = (self.tell[at].as_ref(), self.outlets.get_mut(at)) else { return };
         if outlet.is_none() {
             *outlet = Outlet::start(tell.clone()).ok();
         }

@@ -1,6 +1,7 @@
 //! This process as a worker: its channel to the primary.
 
 pub(crate) mod background;
+pub(crate) mod config;
 pub(crate) mod driver;
 pub(crate) mod queue;
 
@@ -12,10 +13,12 @@ use phalanx_core::wire::Payload;
 use phalanx_os::inherit::{self, Birth};
 use phalanx_os::{Channel, InheritError};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::drain::Draining;
+pub use config::ConfigError;
 use driver::{Command, Commands, Inbox};
 
 /// How long [`Worker::kill`] waits for its last word to be written.
@@ -65,6 +68,8 @@ pub struct Worker(Arc<Inner>);
 struct Inner {
     id: u32,
     slot: Option<u32>,
+    generation: Option<u32>,
+    cluster: Option<String>,
     node: bool,
     commands: Commands,
     inbox: Arc<Inbox>,
@@ -114,19 +119,33 @@ fn take() -> Result<Option<Worker>, InitError> {
             Ok(None)
         }
         Some(Birth::Node { advanced: true, .. }) => Err(InitError::Serialization),
-        Some(Birth::Node { worker_id, channel, advanced: false }) => start(channel, worker_id, None, true),
-        Some(Birth::Phalanx { channel, worker_id, slot }) => {
-            start(channel, worker_id.unwrap_or_default(), slot, false)
+        Some(Birth::Node { worker_id, channel, advanced: false }) => start(channel, |commands, inbox| {
+            Inner { id: worker_id, slot: None, generation: None, cluster: None, node: true, commands, inbox }
+        }),
+        Some(Birth::Phalanx { channel, worker_id, slot, generation, cluster }) => {
+            config::take();
+            start(channel, |commands, inbox| Inner {
+                id: worker_id.unwrap_or_default(),
+                slot,
+                generation,
+                cluster,
+                node: false,
+                commands,
+                inbox,
+            })
         }
     }
 }
 
-fn start(channel: Channel, id: u32, slot: Option<u32>, node: bool) -> Result<Option<Worker>, InitError> {
+fn start(
+    channel: Channel,
+    inner: impl FnOnce(Commands, Arc<Inbox>) -> Inner,
+) -> Result<Option<Worker>, InitError> {
     let thread = |error| InitError::Thread(Arc::new(error));
     let inbox = Arc::new(Inbox::default());
     let _inside = background::handle().map_err(thread)?.enter();
     let commands = driver::start(channel, Arc::clone(&inbox)).map_err(thread)?;
-    Ok(Some(Worker(Arc::new(Inner { id, slot, node, commands, inbox }))))
+    Ok(Some(Worker(Arc::new(inner(commands, inbox)))))
 }
 
 impl Worker {
@@ -140,6 +159,29 @@ impl Worker {
     #[must_use]
     pub fn slot(&self) -> Option<u32> {
         self.0.slot
+    }
+
+    /// Which code it runs: 1 for that of the cluster's start. `None` under a Node primary.
+    #[must_use]
+    pub fn generation(&self) -> Option<u32> {
+        self.0.generation
+    }
+
+    /// What the cluster is called, if it has a name.
+    #[must_use]
+    pub fn cluster(&self) -> Option<&str> {
+        self.0.cluster.as_deref()
+    }
+
+    /// What the primary passed with [`Builder::config`](crate::Builder::config). Can be asked for again.
+    ///
+    /// A program that uses [`Builder::run`](crate::Builder::run) and is a worker of another primary, such as
+    /// `phalanx run`, gets its own.
+    ///
+    /// # Errors
+    /// [`ConfigError`]: there is none, or it is not a `T`.
+    pub fn config<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {
+        config::get()
     }
 
     /// Resolves when this worker is asked to leave; see [`draining`](crate::drain::draining).
