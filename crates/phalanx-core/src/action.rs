@@ -65,6 +65,32 @@ pub enum Action {
         /// Which.
         connection: ConnId,
     },
+    /// Tell with [`handle_waits`](crate::Primary::handle_waits) when the kernel shows this worker waiting on a
+    /// socket that it was lent; needless once it is ready or gone.
+    Watch {
+        /// Whom.
+        worker: WorkerId,
+    },
+    /// Send a GET request to this very worker and answer with
+    /// [`handle_probed`](crate::Primary::handle_probed).
+    Probe {
+        /// Whom.
+        worker: WorkerId,
+        /// The key of a listener that it holds.
+        key: String,
+        /// What to get.
+        path: String,
+    },
+    /// Tell this worker's memory with [`handle_memory`](crate::Primary::handle_memory), if it can be known.
+    Measure {
+        /// Whose.
+        worker: WorkerId,
+    },
+    /// Nobody runs this generation any more, and nobody will.
+    Retire {
+        /// Which.
+        generation: Generation,
+    },
     /// Nothing refers to this worker any more.
     Forget {
         /// Whom.

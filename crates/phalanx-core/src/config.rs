@@ -2,10 +2,12 @@
 
 use crate::lifecycle::{Limits, Speaks};
 use crate::policy::{Policy, PolicyImpl};
+use crate::ready::Ready;
 use crate::restart::Restart;
 use serde::Serialize;
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 /// How a connection gets to its worker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -56,6 +58,48 @@ impl FromStr for Mechanism {
     }
 }
 
+/// What happens to a worker that hangs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum OnHang {
+    /// It is told, and nothing else.
+    Report,
+    /// It is told, and the worker is ended; what it had not taken goes to others.
+    #[default]
+    Replace,
+}
+
+/// The text does not say what to do about a hang.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is nothing that can be done about a hang: use report or replace")]
+pub struct UnknownOnHang(String);
+
+impl FromStr for OnHang {
+    type Err = UnknownOnHang;
+
+    fn from_str(text: &str) -> Result<OnHang, UnknownOnHang> {
+        match text {
+            "report" => Ok(OnHang::Report),
+            "replace" => Ok(OnHang::Replace),
+            _ => Err(UnknownOnHang(text.to_owned())),
+        }
+    }
+}
+
+/// When a healthy worker is replaced. Its successor is ready first (or as `max_surge` and `max_unavailable`
+/// say), and each limit differs by up to a tenth from worker to worker, so that they do not all go at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Replacing {
+    /// Resident memory in bytes. Looked at every two seconds, if set.
+    pub max_rss: Option<u64>,
+    /// Time since it was started.
+    pub max_age: Option<Duration>,
+    /// Connections that it has taken by hand-off.
+    pub max_connections: Option<u64>,
+}
+
 /// Makes a policy for each listener, in place of the built-in ones.
 pub type PolicyFactory = Box<dyn Fn() -> Box<dyn PolicyImpl> + Send>;
 
@@ -83,6 +127,21 @@ pub struct Config {
     pub restart: Restart,
     /// Times and signals.
     pub limits: Limits,
+    /// What makes a worker ready.
+    pub ready: Ready,
+    /// Workers that may run above the wanted number while others are replaced.
+    pub max_surge: u32,
+    /// Wanted workers that may be missing while others are replaced.
+    pub max_unavailable: u32,
+    /// When healthy workers are replaced.
+    pub replacing: Replacing,
+    /// A worker that has not answered one of the connections it was handed for so long hangs. `None`: never.
+    pub hang_timeout: Option<Duration>,
+    /// What happens then.
+    pub on_hang: OnHang,
+    /// From the order to stop to the beginning of the drain: load balancers hear that we are not ready, and
+    /// those that have not heard yet are still served.
+    pub shutdown_delay: Duration,
     /// Bytes queued towards a worker before the sender of a message hears that it is full.
     pub outbox_max: usize,
     /// Longest line a worker may send.
@@ -108,6 +167,13 @@ impl Default for Config {
             wanted: None,
             restart: Restart::Always,
             limits: Limits::default(),
+            ready: Ready::Auto,
+            max_surge: 1,
+            max_unavailable: 0,
+            replacing: Replacing::default(),
+            hang_timeout: Some(Duration::from_secs(10)),
+            on_hang: OnHang::Replace,
+            shutdown_delay: Duration::ZERO,
             outbox_max: 1 << 20,
             max_message: 16 << 20,
             max_listeners: 1024,

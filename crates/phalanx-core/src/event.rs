@@ -1,8 +1,9 @@
 //! What happened, for whoever listens.
 
 use crate::lifecycle::{Cause, Ended};
+use crate::primary::{Aborted, Hang};
 use crate::wire::Payload;
-use crate::{BoundAddress, ListenerId, Slot, WorkerId};
+use crate::{BoundAddress, Generation, ListenerId, Slot, WorkerId};
 
 /// What the user of a cluster hears.
 #[derive(Debug)]
@@ -73,11 +74,49 @@ pub enum Event<C> {
         /// Who.
         worker: WorkerId,
     },
-    /// A worker said that it is ready, for programs that asked for it.
+    /// A worker is ready.
     Ready {
         /// Who.
         worker: WorkerId,
     },
+    /// A worker hangs.
+    Hung {
+        /// Who.
+        worker: WorkerId,
+        /// How that shows.
+        how: Hang,
+    },
+    /// It moves again, before anything was done about it.
+    MovesAgain {
+        /// Who.
+        worker: WorkerId,
+    },
+    /// A worker is to be replaced, as soon as its successor can.
+    Due {
+        /// Who.
+        worker: WorkerId,
+        /// Why.
+        cause: Cause,
+    },
+    /// A reload has begun.
+    Reloading {
+        /// To which generation.
+        generation: Generation,
+    },
+    /// Every worker is of this generation and ready, and no other is left.
+    Reloaded {
+        /// Which.
+        generation: Generation,
+    },
+    /// The generation before stays, or comes back where it had left.
+    ReloadAborted {
+        /// Which will not be.
+        generation: Generation,
+        /// Why.
+        why: Aborted,
+    },
+    /// Everything will stop, after a delay in which it serves on.
+    Stopping,
     /// A message for the application.
     Message {
         /// From whom.

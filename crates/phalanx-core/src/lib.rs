@@ -32,12 +32,14 @@
 mod action;
 mod config;
 mod dispatch;
+mod end;
 mod event;
 mod id;
 mod lifecycle;
 mod listen;
 pub mod policy;
 mod primary;
+mod ready;
 mod reconcile;
 mod restart;
 mod rng;
@@ -48,13 +50,16 @@ pub mod wire;
 mod worker;
 
 pub use action::{Action, BindSpec, BoundAddress, SocketKind, Spawn};
-pub use config::{Config, Mechanism, PolicyFactory, UnknownMechanism};
+pub use config::{Config, Mechanism, OnHang, PolicyFactory, Replacing, UnknownMechanism, UnknownOnHang};
 pub use dispatch::{Closed, Totals};
 pub use event::{Event, ListeningInfo};
 pub use id::{ConnId, Generation, ListenerId, Slot, SocketId, WorkerId};
 pub use lifecycle::{Cause, Ended, Limits, Speaks, State};
 pub use policy::Policy;
-pub use primary::{Blocked, Carried, Examined, Hurry, Primary, SendError, Transmit, WorkerView};
+pub use primary::{
+    Aborted, Blocked, Carried, Examined, Hang, Hurry, Primary, Refused, SendError, Transmit, WorkerView,
+};
+pub use ready::{Ready, UnknownReady};
 pub use restart::Restart;
 pub use status::{LastEnd, LedgerStatus, ListenerStatus, SlotStatus, Status, WorkerStatus};
 pub use time::Time;

@@ -12,6 +12,7 @@
 //!
 //! `Disconnected` still has a process, `Exited` still has a channel, `Gone` has neither.
 
+pub use crate::end::{Cause, Ended};
 use crate::wire::Violation;
 use serde::Serialize;
 use std::fmt;
@@ -78,65 +79,6 @@ pub enum Speaks {
     Perhaps,
     /// Nothing: a plain program.
     Nothing,
-}
-
-/// How a process ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Ended {
-    /// By itself, with this code.
-    Code(i32),
-    /// By a signal: its number, and whether it left a core dump.
-    Signal(i32, bool),
-}
-
-impl Ended {
-    /// Exit code 0.
-    pub const fn is_success(self) -> bool {
-        matches!(self, Ended::Code(0))
-    }
-}
-
-impl fmt::Display for Ended {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Ended::Code(code) => write!(f, "exit code {code}"),
-            Ended::Signal(signal, false) => write!(f, "killed by signal {signal}"),
-            Ended::Signal(signal, true) => write!(f, "killed by signal {signal}, core dumped"),
-        }
-    }
-}
-
-/// Why phalanx itself acted against a worker.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-#[non_exhaustive]
-pub enum Cause {
-    /// It never said `online`.
-    NeverOnline,
-    /// Its connections did not end within the drain timeout.
-    DrainTimeout,
-    /// It ignored the stop signal.
-    IgnoredStopSignal,
-    /// It broke the protocol; the text says how.
-    Protocol(String),
-    /// It closed its channel without being asked to and went on running.
-    ClosedChannel,
-    /// Somebody asked for it.
-    Asked,
-}
-
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Cause::NeverOnline => f.write_str("it never came online"),
-            Cause::DrainTimeout => f.write_str("its connections did not end in time"),
-            Cause::IgnoredStopSignal => f.write_str("it ignored the stop signal"),
-            Cause::Protocol(how) => write!(f, "it broke the protocol: {how}"),
-            Cause::ClosedChannel => f.write_str("it closed its channel"),
-            Cause::Asked => f.write_str("it was asked to"),
-        }
-    }
 }
 
 /// The times and signals of a worker's life.
@@ -292,8 +234,18 @@ impl Life {
         self.cause.as_ref()
     }
 
+    /// Says why what follows is done. The first cause is the one that counts.
+    pub(crate) fn blame(&mut self, cause: Cause) {
+        self.cause.get_or_insert(cause);
+    }
+
+    /// Whether it has said `online`.
+    pub(crate) fn spoke(&self) -> bool {
+        self.spoke
+    }
+
     /// Whether it can be told anything.
-    fn has_channel(&self) -> bool {
+    pub(crate) fn has_channel(&self) -> bool {
         match self.speaks {
             Speaks::Node | Speaks::Phalanx => true,
             Speaks::Perhaps => self.spoke,

@@ -2,6 +2,7 @@
 
 use crate::dispatch::Totals;
 use crate::lifecycle::{Cause, Ended, State};
+use crate::primary::Hang;
 use crate::{BoundAddress, Generation, Mechanism, Policy, Slot, SocketId, WorkerId};
 use serde::Serialize;
 
@@ -22,6 +23,13 @@ pub struct Status {
     pub stopping: bool,
     /// Lines that workers printed and nobody read in time.
     pub output_dropped: u64,
+    /// How many of the wanted slots have a ready worker.
+    pub ready: u32,
+    /// The generation that has proved itself.
+    pub generation: Generation,
+    /// The one that replaces it, while a reload is under way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reloading: Option<Generation>,
 }
 
 /// One worker.
@@ -36,6 +44,14 @@ pub struct WorkerStatus {
     pub pid: u32,
     /// Its state.
     pub state: State,
+    /// Whether it is ready.
+    pub ready: bool,
+    /// Why it is to be replaced, once its successor can be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub due: Option<Cause>,
+    /// How it shows that it hangs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hung: Option<Hang>,
     /// Its code.
     pub generation: Generation,
     /// Milliseconds since it was started.
@@ -64,6 +80,12 @@ pub struct LastEnd {
     pub ended: Ended,
     /// What phalanx did to bring it about.
     pub cause: Option<Cause>,
+    /// Its code.
+    pub generation: Generation,
+    /// Whether it had been ready.
+    pub was_ready: bool,
+    /// Milliseconds from its start to its end.
+    pub lived_ms: u64,
     /// Connections it had taken by hand-off.
     pub taken: u64,
 }

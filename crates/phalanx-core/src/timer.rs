@@ -14,6 +14,18 @@ pub(crate) enum Timer {
     Retry(WorkerId),
     /// A slot whose worker died may start its successor.
     Restart(Slot),
+    /// A worker must be ready.
+    Ready(WorkerId),
+    /// A worker whose probe failed is asked again.
+    Probe(WorkerId),
+    /// A worker must have answered one of its connections.
+    Hang(WorkerId),
+    /// A worker is old.
+    Age(WorkerId),
+    /// Workers' memory is looked at.
+    Measure,
+    /// The delay before a stop is over.
+    Shutdown,
     /// A listener that ran out of file descriptors may accept again.
     Accept(ListenerId),
 }
@@ -36,6 +48,10 @@ impl TimerTable {
         if let Some(at) = self.by_name.remove(&timer) {
             self.by_time.remove(&(at, timer));
         }
+    }
+
+    pub(crate) fn is_set(&self, timer: Timer) -> bool {
+        self.by_name.contains_key(&timer)
     }
 
     pub(crate) fn next(&self) -> Option<Time> {

@@ -1,7 +1,11 @@
 //! A whole cluster, simulated: the real primary, real workers, a virtual clock, and all kinds of bad luck.
 
+#[path = "sim/deploy.rs"]
+mod deploy;
 #[path = "sim/net.rs"]
 mod net;
+#[path = "sim/process.rs"]
+mod process;
 #[path = "sim/world.rs"]
 mod world;
 
@@ -71,7 +75,8 @@ fn sticky_stays() {
 
 #[test]
 fn a_connection_that_kills_is_not_given_on_for_ever() {
-    let mut world = world();
+    let mut world =
+        World::with(1, Policy::RoundRobin, 16, Faults::default(), |config| config.hang_timeout = None);
     world.delay_ms = 100_000_000;
     world.want(1).run(Duration::from_secs(1)).connect(1);
     for deaths in 1..=3 {

@@ -137,6 +137,7 @@ impl<C> Primary<C> {
         for (_, listener) in self.listeners.iter_mut() {
             listener.dispatch.update(worker, unacknowledged, room);
         }
+        self.expect_answer(worker);
         self.flush(worker);
     }
 
@@ -157,11 +158,14 @@ impl<C> Primary<C> {
             }
             // Our copy must go now: while it is open the worker's close sends no FIN (K-17).
             drop(connection);
+            self.moves(worker);
             self.refresh(worker);
+            self.had_enough(now, worker);
         } else {
             self.totals.refused += 1;
             seat.refusals = seat.refusals.saturating_add(1);
             let rest = seat.rest();
+            self.moves(worker);
             self.rest(now, worker, rest);
             self.give_back(connection);
         }

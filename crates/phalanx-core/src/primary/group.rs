@@ -1,15 +1,17 @@
 //! How many workers there are: fork, scale, restart, stop.
 
-use super::Primary;
+use super::readiness::Footsteps;
 use super::seat::Seat;
+use super::{Aborted, Primary};
 use crate::dispatch::Ledger;
-use crate::lifecycle::{Ended, Input, Life, Speaks};
-use crate::reconcile::{Occupant, Step, next_step};
+use crate::lifecycle::{Cause, Ended, Input, Life, Speaks};
+use crate::ready::Ready;
+use crate::reconcile::{Bounds, Due, Occupant, Place, Step, Successor, next_step};
 use crate::restart::{Backoff, Restart};
 use crate::status::LastEnd;
 use crate::timer::Timer;
 use crate::wire::{Decoder, Outbox};
-use crate::{Action, Event, Slot, Spawn, State, Time, WorkerId};
+use crate::{Action, Config, Event, Generation, Slot, Spawn, State, Time, WorkerId};
 use std::collections::VecDeque;
 
 /// How much of a hurry there is to stop.
@@ -24,18 +26,44 @@ pub enum Hurry {
 }
 
 /// A place for workers, and what is remembered from one to the next.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct SlotRecord {
-    /// The one that was started last and has not ended.
+    /// The one that serves, or is to, and has not ended.
     pub(super) worker: Option<WorkerId>,
+    /// The one that takes over when it is ready.
+    pub(super) successor: Option<WorkerId>,
+    /// What is started here when a worker has ended.
+    pub(super) generation: Generation,
+    /// What the last worker that was ready did.
+    pub(super) before: Option<Footsteps>,
+    /// Its worker has made room, or will, for one that is as it should be.
+    pub(super) yielded: bool,
     pub(super) backoff: Backoff,
     /// Its successor waits for a deadline.
-    waiting: bool,
+    pub(super) waiting: bool,
     /// The restart policy wants no successor.
-    retired: bool,
+    pub(super) retired: bool,
     pub(super) starts: u32,
     pub(super) last_end: Option<LastEnd>,
     degraded: bool,
+}
+
+impl SlotRecord {
+    fn new(generation: Generation) -> SlotRecord {
+        SlotRecord {
+            worker: None,
+            successor: None,
+            generation,
+            before: None,
+            yielded: false,
+            backoff: Backoff::default(),
+            waiting: false,
+            retired: false,
+            starts: 0,
+            last_end: None,
+            degraded: false,
+        }
+    }
 }
 
 impl<C> Primary<C> {
@@ -45,13 +73,25 @@ impl<C> Primary<C> {
     pub fn fork(&mut self, env: Vec<(String, String)>) -> WorkerId {
         let slot = (0..)
             .map(Slot)
-            .find(|slot| self.slots.get(slot).is_none_or(|record| record.worker.is_none()))
+            .find(|slot| {
+                self.slots
+                    .get(slot)
+                    .is_none_or(|record| record.worker.is_none() && record.successor.is_none())
+            })
             .unwrap_or(Slot(0));
         self.spawn(slot, env)
     }
 
-    /// From now on, so many workers are wanted.
+    /// How many workers are wanted; `None` when whoever forks decides.
+    pub fn wanted(&self) -> Option<u32> {
+        self.wanted
+    }
+
+    /// From now on, so many workers are wanted. Changes nothing once everything stops.
     pub fn set_wanted(&mut self, now: Time, wanted: u32) {
+        if self.stopping {
+            return;
+        }
         self.wanted = Some(wanted);
         for (slot, record) in &mut self.slots {
             if slot.0 < wanted {
@@ -79,20 +119,36 @@ impl<C> Primary<C> {
 
     /// Asks every worker to leave and leaves the processes alone. [`Event::Finished`] when all are gone.
     pub fn disconnect(&mut self, now: Time) {
-        self.begin_stop();
+        self.begin_stop(now);
         for id in self.ids() {
             self.live(now, id, Input::Leave { then: None });
         }
         self.reconcile(now);
     }
 
-    /// Ends everything. [`Event::Finished`] when all are gone. May be called again with more hurry.
+    /// Ends everything. [`Event::Finished`] when all are gone. May be called again with more hurry. The first
+    /// graceful stop begins after the shutdown delay, if there is one; any further stop ends that delay.
     pub fn stop(&mut self, now: Time, hurry: Hurry) {
-        self.begin_stop();
+        let delayed = self.timers.is_set(Timer::Shutdown);
+        let delay = self.config.shutdown_delay;
+        if hurry == Hurry::Graceful && !delay.is_zero() && !self.stopping && !delayed {
+            self.timers.set(Timer::Shutdown, now + delay);
+            self.events.push_back(Event::Stopping);
+            return;
+        }
+        self.begin_stop(now);
         for id in self.ids() {
+            if let Some(seat) = self.seats.get_mut(&id) {
+                seat.life.blame(Cause::Stop);
+            }
             self.end(now, id, hurry);
         }
         self.reconcile(now);
+    }
+
+    pub(super) fn delay_over(&mut self, now: Time) {
+        self.begin_stop(now);
+        self.stop(now, Hurry::Graceful);
     }
 
     /// The answer to [`Action::Spawn`]: the process id, or why not, as a sentence.
@@ -100,24 +156,35 @@ impl<C> Primary<C> {
         let Some(spawn) = self.spawning.remove(&worker) else { return };
         match result {
             Ok(pid) => {
+                let slot = spawn.slot;
                 self.seat(now, spawn, pid);
+                let expected = self
+                    .slots
+                    .get(&slot)
+                    .is_some_and(|record| record.worker == Some(worker) || record.successor == Some(worker));
                 if self.stopping {
                     self.end(now, worker, Hurry::Graceful);
+                } else if !expected {
+                    self.dismiss(now, worker, Cause::Reload);
                 }
             }
             Err(error) => {
                 if worker.0 + 1 == self.next_worker {
                     self.next_worker -= 1;
                 }
-                self.events.push_back(Event::ForkFailed { slot: spawn.slot, error });
-                if let Some(record) = self.slots.get_mut(&spawn.slot) {
-                    record.worker = None;
+                let slot = spawn.slot;
+                self.events.push_back(Event::ForkFailed { slot, error: error.clone() });
+                if let Some(record) = self.slots.get_mut(&slot) {
                     record.starts = record.starts.saturating_sub(1);
-                    if self.wanted.is_some() {
-                        let delay = record.backoff.died(now, None, &mut self.rng);
-                        record.waiting = true;
-                        self.timers.set(Timer::Restart(spawn.slot), now + delay);
-                        self.note_degraded(spawn.slot);
+                    if record.worker == Some(worker) {
+                        record.worker = None;
+                    } else if record.successor == Some(worker) {
+                        record.successor = None;
+                    }
+                    if self.on_trial(spawn.generation) {
+                        self.abort(now, Aborted::CannotStart { slot, error });
+                    } else if self.wanted.is_some() {
+                        self.back_off(now, slot, None);
                     }
                 }
             }
@@ -125,8 +192,10 @@ impl<C> Primary<C> {
         self.reconcile(now);
     }
 
-    fn begin_stop(&mut self) {
+    fn begin_stop(&mut self, now: Time) {
+        self.timers.stop(Timer::Shutdown);
         self.stopping = true;
+        self.abort(now, Aborted::Stopped);
         if self.wanted.is_some() {
             self.wanted = Some(0);
         }
@@ -140,14 +209,32 @@ impl<C> Primary<C> {
         self.seats.keys().copied().collect()
     }
 
+    /// Starts the worker of a slot, of the generation that it had.
     fn spawn(&mut self, slot: Slot, env: Vec<(String, String)>) -> WorkerId {
+        let record = self.record(slot);
+        let generation = record.generation;
+        let worker = self.start(slot, generation, env);
+        self.record(slot).worker = Some(worker);
+        worker
+    }
+
+    /// Starts the worker that will take over a slot.
+    fn surge(&mut self, slot: Slot) {
+        let worker = self.start(slot, self.target, Vec::new());
+        self.record(slot).successor = Some(worker);
+    }
+
+    fn record(&mut self, slot: Slot) -> &mut SlotRecord {
+        let generation = self.stable;
+        self.slots.entry(slot).or_insert_with(|| SlotRecord::new(generation))
+    }
+
+    fn start(&mut self, slot: Slot, generation: Generation, env: Vec<(String, String)>) -> WorkerId {
         let worker = WorkerId(self.next_worker);
         self.next_worker += 1;
-        let record = self.slots.entry(slot).or_default();
-        record.worker = Some(worker);
-        record.starts += 1;
+        self.record(slot).starts += 1;
         let lend = self.lend_at_birth(slot);
-        let spawn = Spawn { worker, slot, generation: self.generation, env, lend };
+        let spawn = Spawn { worker, slot, generation, env, lend };
         self.spawning.insert(worker, spawn.clone());
         self.actions.push_back(Action::Spawn(spawn));
         worker
@@ -161,6 +248,8 @@ impl<C> Primary<C> {
         }
         let speaks = self.config.speaks;
         let plain = speaks == Speaks::Nothing;
+        let before = self.footsteps(spawn.slot);
+        let lent = !spawn.lend.is_empty();
         self.seats.insert(
             worker,
             Seat {
@@ -183,11 +272,40 @@ impl<C> Primary<C> {
                 blocked: false,
                 flush_due: false,
                 channel_open: !plain,
+                wants: self.config.ready.clone(),
+                before,
+                lent,
+                waits: false,
+                promise_kept: false,
+                probes: 0,
+                probe_failed: None,
+                ready: false,
+                ready_since: None,
+                due: None,
+                max_rss: None,
+                max_connections: None,
+                silent_since: None,
+                hung: None,
             },
         );
         self.events.push_back(Event::Fork { worker, slot: spawn.slot, pid });
         if plain {
             self.events.push_back(Event::Online { worker });
+        }
+        // A worker that only replaces what died is not ended for being slow. One that others wait for is.
+        let awaited = self.config.ready.is_promised()
+            || self.on_trial(spawn.generation)
+            || self.slots.get(&spawn.slot).is_some_and(|record| record.successor == Some(worker));
+        if awaited && let Some(timeout) = self.config.limits.start_timeout {
+            self.timers.set(Timer::Ready(worker), now + timeout);
+        }
+        if self.wanted.is_some() {
+            self.limit(now, worker);
+        }
+        self.consider(now, worker);
+        let asks_kernel = matches!(self.config.ready, Ready::Auto | Ready::Listening);
+        if lent && asks_kernel {
+            self.actions.push_back(Action::Watch { worker });
         }
     }
 
@@ -200,13 +318,47 @@ impl<C> Primary<C> {
             Speaks::Perhaps => Some(seat.online_since.unwrap_or(seat.since)),
             Speaks::Node | Speaks::Phalanx | Speaks::Nothing => seat.online_since,
         };
-        let last_end = LastEnd { id, ended, cause: seat.life.cause().cloned(), taken: seat.taken };
+        let cause = seat.life.cause().cloned();
+        let last_end = LastEnd {
+            id,
+            ended,
+            cause: cause.clone(),
+            generation: seat.generation,
+            was_ready: seat.ready,
+            lived_ms: now.since(seat.since).as_millis() as u64,
+            taken: seat.taken,
+        };
+        let asked = seat.life.exited_after_disconnect() == Some(true);
+        let on_trial = self.on_trial(seat.generation);
         let Some(record) = self.slots.get_mut(&slot) else { return };
         record.last_end = Some(last_end);
-        if record.worker == Some(id) {
+        let was_worker = record.worker == Some(id);
+        let was_successor = record.successor == Some(id);
+        if was_worker {
             record.worker = None;
         }
+        if was_successor {
+            record.successor = None;
+        }
         if self.wanted.is_none_or(|wanted| slot.0 >= wanted) {
+            return;
+        }
+        if !(was_worker || was_successor) {
+            // It had been taken over from: nobody comes after it.
+            return;
+        }
+        if on_trial && (was_successor || !asked) {
+            self.abort(now, Aborted::Died { slot, worker: id, ended, cause });
+            if was_successor {
+                return;
+            }
+        }
+        let Some(record) = self.slots.get_mut(&slot) else { return };
+        if was_worker && record.yielded {
+            return;
+        }
+        if was_successor {
+            self.back_off(now, slot, online_since);
             return;
         }
         record.retired = match self.config.restart {
@@ -217,6 +369,12 @@ impl<C> Primary<C> {
         if record.retired {
             return;
         }
+        self.back_off(now, slot, online_since);
+    }
+
+    /// A worker of this slot has died: when may the next one start?
+    fn back_off(&mut self, now: Time, slot: Slot, online_since: Option<Time>) {
+        let Some(record) = self.slots.get_mut(&slot) else { return };
         let delay = record.backoff.died(now, online_since, &mut self.rng);
         if !delay.is_zero() {
             record.waiting = true;
@@ -241,48 +399,119 @@ impl<C> Primary<C> {
         self.reconcile(now);
     }
 
-    /// Whether somebody will come after this worker and may want its listeners.
-    pub(super) fn will_be_replaced(&self, id: WorkerId) -> bool {
-        let Some(slot) = self.seats.get(&id).map(|seat| seat.slot) else { return false };
+    /// Whether somebody will come who may want what a leaving worker held. Not only in its own slot: those of
+    /// other slots may be on their way.
+    pub(super) fn will_be_replaced(&self) -> bool {
         !self.stopping
-            && self.wanted.is_some_and(|wanted| slot.0 < wanted)
-            && self.slots.get(&slot).is_some_and(|record| !record.retired)
+            && self.wanted.is_some_and(|wanted| {
+                (0..wanted).any(|n| self.slots.get(&Slot(n)).is_none_or(|record| !record.retired))
+            })
     }
 
     /// One small step after the other, until wanted and actual agree or something must happen first.
     pub(super) fn reconcile(&mut self, now: Time) {
         if let Some(wanted) = self.wanted {
             for slot in (0..wanted).map(Slot) {
-                self.slots.entry(slot).or_default();
+                self.record(slot);
             }
-            loop {
-                let occupants = self.slots.iter().map(|(slot, record)| {
-                    let occupant = match record.worker {
-                        Some(id) if self.is_leaving(id) => Occupant::Leaving,
-                        Some(id) => Occupant::Worker(id),
-                        None if record.waiting || record.retired || self.stopping => Occupant::Closed,
-                        None => Occupant::Free,
-                    };
-                    (*slot, occupant)
-                });
-                match next_step(wanted, occupants) {
-                    Some(Step::Spawn(slot)) => {
+            let Config { max_surge, max_unavailable, .. } = self.config;
+            while let Some(step) = next_step(Bounds { wanted, max_surge, max_unavailable }, &self.places()) {
+                if let Step::Leave(id) | Step::Yield(id) | Step::End(id) = step
+                    && !self.seats.contains_key(&id)
+                {
+                    // It is being started: once that is known, this is asked again.
+                    break;
+                }
+                match step {
+                    Step::Spawn(slot) => {
                         self.spawn(slot, Vec::new());
                     }
-                    Some(Step::Leave(id)) => {
-                        let then = Some(self.config.limits.stop_signal);
-                        self.apply(now, id, Input::Leave { then });
+                    Step::Surge(slot) => self.surge(slot),
+                    Step::Promote(slot) => self.promote(now, slot),
+                    Step::Dismiss(id) => self.dismiss(now, id, Cause::Scale),
+                    Step::Leave(id) => {
+                        if let Some(seat) = self.seats.get_mut(&id) {
+                            seat.due.get_or_insert(Cause::Scale);
+                        }
+                        self.yield_to_successor(now, id);
                     }
-                    None => break,
+                    Step::Yield(id) => {
+                        if let Some(slot) = self.seats.get(&id).map(|seat| seat.slot) {
+                            self.record(slot).yielded = true;
+                        }
+                        self.yield_to_successor(now, id);
+                    }
+                    Step::End(id) => {
+                        if let Some(seat) = self.seats.get_mut(&id)
+                            && let Some(how) = seat.hung
+                        {
+                            seat.life.blame(Cause::Hung(how.to_string()));
+                        }
+                        self.apply(now, id, Input::Terminate);
+                    }
                 }
             }
         }
+        self.conclude();
         self.finish();
     }
 
-    fn is_leaving(&self, id: WorkerId) -> bool {
+    /// Every slot, as far as the next step depends on it.
+    pub(super) fn places(&self) -> Vec<Place> {
+        let place = |(&slot, record): (&Slot, &SlotRecord)| {
+            let occupant = match record.worker {
+                Some(id) if self.is_leaving(id) => Occupant::Leaving,
+                Some(id) => Occupant::Worker(id),
+                None if record.retired || self.stopping => Occupant::Closed,
+                None if record.yielded => Occupant::Yielded,
+                None if record.waiting => Occupant::Waiting,
+                None => Occupant::Free,
+            };
+            let seat = record.worker.and_then(|id| self.seats.get(&id));
+            let present = record.worker.and_then(|id| self.generation_of(id)).unwrap_or(record.generation);
+            let due = match record.worker {
+                Some(id) if self.must_end(id) => Due::Now,
+                _ if present != self.target || record.yielded => Due::Soon,
+                _ if seat.is_some_and(|seat| seat.due.is_some()) => Due::Soon,
+                _ => Due::No,
+            };
+            let successor = match record.successor {
+                None => Successor::None,
+                Some(id) if self.is_ready(id) && !self.is_leaving(id) => Successor::Ready,
+                Some(id) => Successor::Starting(id),
+            };
+            Place {
+                slot,
+                occupant,
+                ready: matches!(occupant, Occupant::Worker(_))
+                    && seat.is_some_and(|seat| seat.ready && seat.hung.is_none()),
+                due,
+                successor,
+                drained: 0,
+                may_surge: !self.stopping && (!record.waiting || self.target != self.stable),
+            }
+        };
+        let mut places: Vec<Place> = self.slots.iter().map(place).collect();
+        for (id, seat) in &self.seats {
+            let taken_over = self
+                .slots
+                .get(&seat.slot)
+                .is_none_or(|record| record.worker != Some(*id) && record.successor != Some(*id));
+            if taken_over
+                && seat.life.state().is_alive()
+                && let Ok(at) = places.binary_search_by_key(&seat.slot, |place| place.slot)
+            {
+                places[at].drained += 1;
+            }
+        }
+        places
+    }
+
+    /// Whether it has been told to go, or goes, or is gone.
+    pub(super) fn is_leaving(&self, id: WorkerId) -> bool {
         self.seats.get(&id).is_none_or(|seat| {
             !matches!(seat.life.state(), State::Starting | State::Online | State::Listening)
+                || seat.life.exited_after_disconnect() == Some(true)
         }) && !self.spawning.contains_key(&id)
     }
 

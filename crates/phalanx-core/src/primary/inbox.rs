@@ -3,6 +3,7 @@
 use super::Primary;
 use super::seat::Receipt;
 use crate::lifecycle::Input;
+use crate::ready::Ready;
 use crate::wire::{Frame, Message, Reply, Violation};
 use crate::{Event, State, Time, WorkerId};
 
@@ -16,6 +17,7 @@ impl<C> Primary<C> {
         chunk: &[u8],
         handles: impl IntoIterator<Item = C>,
     ) -> bool {
+        self.clock = now;
         let Some(mut decoder) = self.seats.get_mut(&worker).and_then(|seat| seat.decoder.take()) else {
             return false;
         };
@@ -59,6 +61,7 @@ impl<C> Primary<C> {
             Message::Listening { request } => {
                 self.live(now, worker, Input::Listening);
                 self.listening(worker, &request);
+                self.probe(worker);
             }
             Message::Close { key } => self.close(worker, &key),
             Message::LeaveNotice { seq } => {
@@ -78,8 +81,15 @@ impl<C> Primary<C> {
                 self.say(worker, &Message::SocketCount { key, count: 0 });
             }
             Message::Draining => self.live(now, worker, Input::GaveUp),
-            Message::Ready => self.events.push_back(Event::Ready { worker }),
+            Message::Ready => {
+                self.promised(now, worker, &Ready::Message);
+                self.reconcile(now);
+            }
             Message::User(message) => {
+                if seat.wants == Ready::Message && message.as_bytes() == b"\"ready\"" {
+                    self.promised(now, worker, &Ready::Message);
+                    self.reconcile(now);
+                }
                 self.events.push_back(Event::Message { worker, message, handle: frame.handle });
             }
             // What only a primary says, and what nobody knows: none of our business (WIRE-05).

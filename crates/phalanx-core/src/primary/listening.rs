@@ -355,7 +355,7 @@ impl<C> Primary<C> {
     }
 
     fn leave_one(&mut self, id: ListenerId, worker: WorkerId, why: Leaving) {
-        let replaced = why == Leaving::Altogether && self.will_be_replaced(worker);
+        let replaced = why == Leaving::Altogether && self.will_be_replaced();
         let Some(listener) = self.listeners.get_mut(id) else { return };
         if let Progress::Binding(waiting) = &mut listener.progress {
             waiting.retain(|w| w.worker != worker);
@@ -374,7 +374,7 @@ impl<C> Primary<C> {
     }
 
     /// The last member has left: the listener goes, unless the configuration names it (RR-15).
-    fn close_if_empty(&mut self, id: ListenerId) {
+    pub(super) fn close_if_empty(&mut self, id: ListenerId) {
         if let Some(listener) = self.listeners.get(id)
             && listener.is_bound()
             && listener.name.is_none()

@@ -1,14 +1,19 @@
 //! The primary's end: routes each fact to the table that owns it.
 
+mod causes;
 mod connections;
 mod group;
 mod inbox;
 mod listening;
+mod readiness;
+mod rollout;
 mod seat;
 mod snapshot;
 mod transmit;
 
+pub use causes::Hang;
 pub use group::Hurry;
+pub use rollout::{Aborted, Refused};
 pub use seat::WorkerView;
 pub use transmit::{Blocked, Carried, SendError, Transmit};
 
@@ -21,7 +26,7 @@ use crate::wire::Seq;
 use crate::{Action, Config, ConnId, Event, Generation, Slot, Spawn, Time, WorkerId};
 use group::SlotRecord;
 use seat::Seat;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Whether anybody has read from or written to a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +51,16 @@ pub struct Primary<C> {
     slots: BTreeMap<Slot, SlotRecord>,
     wanted: Option<u32>,
     stopping: bool,
-    generation: Generation,
+    /// The generation that has proved itself.
+    stable: Generation,
+    /// The generation that every slot should have.
+    target: Generation,
+    /// The latest that there ever was.
+    newest: Generation,
+    /// Those that somebody may still run.
+    generations: BTreeSet<Generation>,
+    /// The latest time that anybody told: never ahead, perhaps behind.
+    clock: Time,
     listeners: ListenTable<C>,
     totals: Totals,
     /// Connections behind the fence, waiting for the driver's word, oldest first.
@@ -72,7 +86,11 @@ impl<C> Primary<C> {
             spawning: BTreeMap::new(),
             slots: BTreeMap::new(),
             stopping: false,
-            generation: Generation(1),
+            stable: Generation(1),
+            target: Generation(1),
+            newest: Generation(1),
+            generations: BTreeSet::from([Generation(1)]),
+            clock: Time::ZERO,
             listeners: ListenTable::default(),
             totals: Totals::default(),
             examining: VecDeque::new(),
@@ -104,6 +122,7 @@ impl<C> Primary<C> {
 
     /// It is `now`: whatever was due happens.
     pub fn handle_timeout(&mut self, now: Time) {
+        self.clock = now;
         while let Some(timer) = self.timers.expired(now) {
             match timer {
                 Timer::Life(worker) => self.live(now, worker, Input::Timeout),
@@ -111,6 +130,12 @@ impl<C> Primary<C> {
                 Timer::Retry(worker) => self.retry(worker),
                 Timer::Restart(slot) => self.restart_due(now, slot),
                 Timer::Accept(listener) => self.accept_again(listener),
+                Timer::Ready(worker) => self.not_ready(now, worker),
+                Timer::Probe(worker) => self.probe(worker),
+                Timer::Hang(worker) => self.look_for_answers(now, worker),
+                Timer::Age(worker) => self.old(now, worker),
+                Timer::Measure => self.measure(now),
+                Timer::Shutdown => self.delay_over(now),
             }
         }
     }
@@ -152,6 +177,7 @@ impl<C> Primary<C> {
             generation: seat.generation,
             pid: seat.pid,
             state: seat.life.state(),
+            ready: seat.ready,
             connected: seat.channel_open,
             exited_after_disconnect: seat.life.exited_after_disconnect(),
         })
@@ -174,6 +200,7 @@ impl<C> Primary<C> {
 
     /// One input to one worker's life, and what follows from it.
     fn live(&mut self, now: Time, id: WorkerId, input: Input) {
+        self.clock = now;
         self.apply(now, id, input);
         self.reconcile(now);
     }
@@ -198,13 +225,17 @@ impl<C> Primary<C> {
         }
         self.effects = effects;
         self.refresh(id);
+        self.consider(now, id);
     }
 
     fn effect(&mut self, now: Time, id: WorkerId, effect: Effect) {
         let Some(seat) = self.seats.get_mut(&id) else { return };
         match effect {
             Effect::AskToLeave => self.say(id, &crate::wire::Message::Disconnect),
-            Effect::LeaveListeners => self.leave_all(id),
+            Effect::LeaveListeners => {
+                self.leave_footsteps(id);
+                self.leave_all(id);
+            }
             Effect::Signal(signal) => self.actions.push_back(Action::Signal { worker: id, signal }),
             Effect::CloseChannel => {
                 if std::mem::replace(&mut seat.channel_open, false) {
@@ -242,12 +273,17 @@ impl<C> Primary<C> {
     }
 
     fn forget(&mut self, id: WorkerId) {
-        self.timers.stop(Timer::Offer(id));
+        for timer in [Timer::Ready, Timer::Probe, Timer::Hang, Timer::Age, Timer::Offer] {
+            self.timers.stop(timer(id));
+        }
         self.timers.stop(Timer::Retry(id));
         self.actions.push_back(Action::Forget { worker: id });
         if let Some(seat) = self.seats.get(&id) {
             debug_assert_eq!(seat.ledger.len(), 0, "forgotten before the fence");
         }
         self.seats.remove(&id);
+        if self.seats.is_empty() {
+            self.timers.stop(Timer::Measure);
+        }
     }
 }

@@ -1,7 +1,10 @@
 //! What the primary knows about one worker.
 
+use super::causes::Hang;
+use super::readiness::Footsteps;
 use crate::dispatch::Ledger;
-use crate::lifecycle::Life;
+use crate::lifecycle::{Cause, Life};
+use crate::ready::Ready;
 use crate::wire::{Decoder, Outbox};
 use crate::{ConnId, Generation, ListenerId, Slot, SocketId, Time, WorkerId};
 use std::collections::VecDeque;
@@ -55,6 +58,28 @@ pub(super) struct Seat<C> {
     /// The driver has been told to flush and has not begun.
     pub(super) flush_due: bool,
     pub(super) channel_open: bool,
+    /// What makes it ready.
+    pub(super) wants: Ready,
+    /// What the worker before it did.
+    pub(super) before: Footsteps,
+    /// It was lent sockets at birth.
+    pub(super) lent: bool,
+    /// The kernel shows it waiting on one of them.
+    pub(super) waits: bool,
+    /// It has said, or shown, that it is ready, in the way that was asked of it.
+    pub(super) promise_kept: bool,
+    /// Probes that failed, and how the last one did.
+    pub(super) probes: u32,
+    pub(super) probe_failed: Option<String>,
+    pub(super) ready: bool,
+    pub(super) ready_since: Option<Time>,
+    /// Why it is to be replaced.
+    pub(super) due: Option<Cause>,
+    pub(super) max_rss: Option<u64>,
+    pub(super) max_connections: Option<u64>,
+    /// It owes answers and has given none since then, as far as anybody has looked.
+    pub(super) silent_since: Option<Time>,
+    pub(super) hung: Option<Hang>,
 }
 
 impl<C> Seat<C> {
@@ -62,6 +87,8 @@ impl<C> Seat<C> {
     pub(super) fn has_room(&self) -> bool {
         use crate::State::{Listening, Online};
         matches!(self.life.state(), Online | Listening)
+            && (self.ready || !self.wants.is_promised())
+            && self.hung.is_none()
             && !self.resting
             && !self.blocked
             && (self.ledger.len() as u64) < u64::from(self.window)
@@ -88,6 +115,8 @@ pub struct WorkerView {
     pub pid: u32,
     /// Its state.
     pub state: crate::State,
+    /// Whether it is ready.
+    pub ready: bool,
     /// Whether its channel is open.
     pub connected: bool,
     /// Whether it left because somebody asked it to; `None` while it is there and nobody has.

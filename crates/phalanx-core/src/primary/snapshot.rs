@@ -17,6 +17,9 @@ impl<C> Primary<C> {
                     id,
                     pid: seat.pid,
                     state: seat.life.state(),
+                    ready: seat.ready && !self.is_leaving(id),
+                    due: seat.due.clone(),
+                    hung: seat.hung,
                     generation: seat.generation,
                     uptime_ms: now.since(seat.since).as_millis() as u64,
                     restarts: record.map_or(0, |record| record.starts.saturating_sub(1)),
@@ -66,8 +69,11 @@ impl<C> Primary<C> {
             listeners: listeners.collect(),
             ledger: self.ledger(),
             wanted: self.wanted,
-            stopping: self.stopping,
             output_dropped: 0,
+            stopping: self.stopping || self.timers.is_set(crate::timer::Timer::Shutdown),
+            ready: self.places().iter().filter(|place| place.serves_slot(self.wanted)).count() as u32,
+            generation: self.stable,
+            reloading: self.generations().1,
         }
     }
 

@@ -1,18 +1,19 @@
 //! A cluster in a bottle: one real primary, real workers, and everything between them simulated.
 
-use crate::net::{Conn, Dice, Open, Pipe};
-use phalanx_core::wire::{Family, ListenRequest};
+use crate::deploy::{Build, Deploys};
+use crate::net::{Conn, Dice, Open};
+use crate::process::Process;
 use phalanx_core::{
-    Action, BindSpec, Blocked, BoundAddress, Carried, Config, Ended, Event, Examined, Hurry, Listen, Offer,
-    Policy, Primary, SocketId, State, Time, Worker, WorkerEvent, WorkerId,
+    Action, BindSpec, Blocked, BoundAddress, Carried, Config, Ended, Event, Examined, Hurry, Policy, Primary,
+    SocketId, State, Time, WorkerEvent, WorkerId,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 const EADDRINUSE: i32 = 98;
 const LONGEST_REST: Duration = Duration::from_millis(100);
-const MAX: usize = 1 << 20;
+pub(crate) const MAX: usize = 1 << 20;
 pub(crate) const PORT: i32 = 8000;
 
 /// What may go wrong, in percent.
@@ -29,28 +30,6 @@ pub(crate) struct Faults {
     pub(crate) mute: usize,
     /// A worker has no descriptors free, and a handle is lost on the way.
     pub(crate) lose: usize,
-}
-
-/// One worker's process, and both directions of its channel.
-struct Process {
-    worker: Worker<Conn>,
-    alive: bool,
-    stubborn: bool,
-    /// Set when it is dead and nobody has been told.
-    ended: Option<Ended>,
-    down: Pipe,
-    up: Pipe,
-    /// The primary's end, and the worker's.
-    ours: bool,
-    theirs: bool,
-    /// The worker has seen the end of its channel.
-    eof: bool,
-    full: bool,
-    leaving: bool,
-    closing: bool,
-    listens: Vec<Listen>,
-    offers: Vec<(Time, Offer, Listen, Conn)>,
-    served: Vec<Conn>,
 }
 
 struct Socket {
@@ -98,16 +77,30 @@ pub(crate) struct World {
     pub(crate) finished: u32,
     /// How many refusals there were, and when the latest was.
     refused: (u64, Time),
+    pub(crate) deploys: Deploys,
+    pub(crate) max_unavailable: u32,
 }
 
 impl World {
     pub(crate) fn new(seed: u64, policy: Policy, window: u32, faults: Faults) -> World {
+        World::with(seed, policy, window, faults, |_| {})
+    }
+
+    pub(crate) fn with(
+        seed: u64,
+        policy: Policy,
+        window: u32,
+        faults: Faults,
+        change: impl FnOnce(&mut Config),
+    ) -> World {
         let mut config = Config::default();
         config.policy = policy;
         config.window = window;
         config.seed = seed;
         config.pending_max = 8;
+        change(&mut config);
         World {
+            max_unavailable: config.max_unavailable,
             primary: Primary::new(config),
             now: Time::ZERO,
             open: Open::default(),
@@ -124,6 +117,7 @@ impl World {
             seen: BTreeMap::new(),
             finished: 0,
             refused: (0, Time::ZERO),
+            deploys: Deploys::default(),
         }
     }
 
@@ -219,6 +213,23 @@ impl World {
         self
     }
 
+    /// It does nothing any more, but die.
+    pub(crate) fn stall(&mut self, id: WorkerId) -> &mut World {
+        if let Some(process) = self.processes.get_mut(&id) {
+            process.stalled = true;
+        }
+        self
+    }
+
+    /// This is how much memory it has.
+    pub(crate) fn memory(&mut self, id: WorkerId, bytes: u64) -> &mut World {
+        let before = self.ready_slots();
+        self.primary.handle_memory(self.now, id, bytes);
+        self.outcomes();
+        self.keeps_ready(before, 0);
+        self
+    }
+
     pub(crate) fn close_server(&mut self, id: WorkerId) -> &mut World {
         if let Some(process) = self.processes.get_mut(&id) {
             process.close_servers();
@@ -284,16 +295,22 @@ impl World {
 
     fn jump(&mut self, next: Time) {
         self.now = self.now.max(next);
+        let before = self.ready_slots();
         if self.primary.poll_timeout().is_some_and(|at| at <= self.now) {
             self.primary.handle_timeout(self.now);
             self.outcomes();
         }
         self.check();
+        self.keeps_ready(before, 0);
         self.quiet();
     }
 
     fn deadline(&self) -> Option<Time> {
-        let offers = self.processes.values().flat_map(|p| p.offers.iter().map(|(due, ..)| *due));
+        let offers = self
+            .processes
+            .values()
+            .filter(|p| !p.stalled)
+            .flat_map(|p| p.offers.iter().map(|(due, ..)| *due));
         self.primary.poll_timeout().into_iter().chain(offers).min()
     }
 
@@ -315,7 +332,7 @@ impl World {
             if p.full && p.ours {
                 steps.push(Step::Writable(id));
             }
-            if p.alive && p.theirs {
+            if p.alive && p.theirs && !p.stalled {
                 if !p.down.is_empty() {
                     steps.push(Step::Down(id));
                 } else if !p.ours && !p.eof {
@@ -341,6 +358,7 @@ impl World {
             return false;
         }
         let step = steps[self.dice.below(steps.len())];
+        let before = self.ready_slots();
         let room = 1 + self.dice.below(if self.dice.0.is_multiple_of(3) { 24 } else { 400 });
         match step {
             Step::Up(id) => {
@@ -394,12 +412,14 @@ impl World {
         }
         self.outcomes();
         self.check();
+        // What a worker does by itself may cost that one.
+        self.keeps_ready(before, 1);
         true
     }
 
     // The driver.
 
-    fn outcomes(&mut self) {
+    pub(crate) fn outcomes(&mut self) {
         while let Some(action) = self.primary.poll_action() {
             self.act(action);
         }
@@ -425,10 +445,19 @@ impl World {
                 }
                 let stubborn = self.dice.percent(self.faults.stubborn);
                 let mut process = Process::new(stubborn);
-                process.listen(PORT);
+                let build = self.deploys.build(spawn.generation);
+                match build {
+                    Build::Good | Build::Mute | Build::Exits => process.listen(PORT),
+                    Build::Deaf => {}
+                    Build::WrongPort => process.listen(PORT + 7),
+                }
                 assert!(self.processes.insert(id, process).is_none(), "{id:?} was given twice");
                 self.primary.handle_spawned(self.now, id, Ok(1000 + self.next as u32));
-                self.write_up(id);
+                match build {
+                    Build::Good | Build::Deaf | Build::WrongPort => self.write_up(id),
+                    Build::Mute => {}
+                    Build::Exits => drop(self.crash(id, Ended::Code(1))),
+                }
             }
             Action::Bind { socket, spec, .. } => {
                 let BindSpec::Tcp { port, .. } = spec else { unreachable!("only TCP is asked for") };
@@ -475,6 +504,8 @@ impl World {
                 let p = self.processes.remove(&worker).expect("forgotten twice");
                 assert!(!p.alive && !p.ours && p.ended.is_none(), "{worker:?} forgotten too early");
             }
+            Action::Measure { .. } => {}
+            Action::Retire { generation } => self.deploys.retired(generation),
             other => unreachable!("{other:?}"),
         }
     }
@@ -577,6 +608,10 @@ impl World {
                 self.finished += 1;
                 return;
             }
+            Event::Reloaded { .. } | Event::ReloadAborted { .. } => {
+                self.deploys.ended(event);
+                return;
+            }
             Event::Violation { .. } => panic!("{event:?}"),
             Event::Online { worker }
             | Event::Listening { worker, .. }
@@ -623,7 +658,8 @@ impl World {
             for listener in status.listeners.iter().filter(|listener| listener.pending > 0) {
                 for worker in listener.slots.iter().filter_map(|slot| slot.worker) {
                     let worker = status.workers.iter().find(|w| w.id == worker).expect("it is there");
-                    let willing = matches!(worker.state, State::Online | State::Listening);
+                    let willing =
+                        matches!(worker.state, State::Online | State::Listening) && worker.hung.is_none();
                     assert!(
                         !willing || worker.unacknowledged >= self.window,
                         "{worker:?} has room, {} wait",
@@ -647,57 +683,5 @@ impl World {
         }
         self.backlog.clear();
         assert!(self.open.borrow().is_empty(), "left open: {:?}", self.open.borrow());
-    }
-}
-
-impl Process {
-    fn new(stubborn: bool) -> Process {
-        Process {
-            worker: Worker::new(MAX, MAX),
-            alive: true,
-            stubborn,
-            ended: None,
-            down: Pipe::default(),
-            up: Pipe::default(),
-            ours: true,
-            theirs: true,
-            eof: false,
-            full: false,
-            leaving: false,
-            closing: false,
-            listens: Vec::new(),
-            offers: Vec::new(),
-            served: Vec::new(),
-        }
-    }
-
-    fn listen(&mut self, port: i32) {
-        let address = Some(IpAddr::from([127, 0, 0, 1]).to_string());
-        self.worker.listen(ListenRequest {
-            address,
-            port: Some(port),
-            family: Some(Family::Tcp4),
-            ..ListenRequest::default()
-        });
-    }
-
-    fn close_servers(&mut self) {
-        for listen in std::mem::take(&mut self.listens) {
-            // BEFORE the refusal: the primary gives its own copy to another worker.
-            self.offers.retain(|(_, _, of, _)| *of != listen);
-            self.worker.close(listen);
-        }
-    }
-
-    /// What it wrote stays in the channel; what it had open is closed.
-    fn die(&mut self, ended: Ended) {
-        if !std::mem::replace(&mut self.alive, false) {
-            return;
-        }
-        self.ended = Some(ended);
-        self.theirs = false;
-        self.down.clear();
-        self.offers.clear();
-        self.served.clear();
     }
 }

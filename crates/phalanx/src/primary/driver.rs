@@ -374,6 +374,14 @@ impl Driver {
             Action::Forget { worker } => {
                 self.children.remove(&worker);
             }
+            Action::Measure { worker } => {
+                let pid = self.children.get(&worker).map(|child| child.process.pid());
+                if let Some(Ok(memory)) = pid.map(phalanx_os::host::memory_kib) {
+                    let now = self.now();
+                    self.core.handle_memory(now, worker, memory.rss_kib << 10);
+                }
+            }
+            Action::Watch { .. } | Action::Probe { .. } | Action::Retire { .. } => {}
             other => tracing::error!(?other, "an action that this driver does not know"),
         }
     }
