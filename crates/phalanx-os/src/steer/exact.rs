@@ -287,8 +287,7 @@ impl Exact {
         active.store(generation << 32 | places.len() as u64, Ordering::Release);
     }
 
-    /// Lets `place` have `budget` more than `base` (a number of [`Counts::given`]) before it is skipped;
-    /// `None` is unlimited. When all looked at are over their budgets, the one that is over by least gets it.
+    /// `place` is skipped while it has been [given](Counts::given) more than `base + budget`; `None` is unlimited. When all looked at are over their budgets, the one that is over by least gets it.
     /// Only [`Rule::Rotate`] looks at budgets.
     ///
     /// # Panics

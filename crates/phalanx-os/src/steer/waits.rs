@@ -150,3 +150,29 @@ fn asleep_with(task: &Path, process: &Path, numbers: &[u64]) -> bool {
     }
     false
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn children_are_found() {
+        let mut child = std::process::Command::new("/bin/sleep").arg("1000").spawn().unwrap();
+        let process = Path::new("/proc").join(child.id().to_string());
+        assert!(children(Path::new("/proc/self")).contains(&process));
+        assert!(children(&process).is_empty());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn only_an_epoll_entry_for_input_counts() {
+        let socket = Socket { inode: 0x1d4e, device: 8 };
+        let line = "tfd:       14 events:       19 data:  a00000014  pos:0 ino:1d4e sdev:8";
+        assert!(socket.is_target(line));
+        assert!(!socket.is_target(&line.replace("19", "18")));
+        assert!(!socket.is_target(&line.replace("1d4e", "1d4f")));
+        assert!(!socket.is_target(&line.replace("sdev:8", "sdev:9")));
+        assert!(!socket.is_target(""));
+    }
+}
