@@ -1,9 +1,14 @@
 """The smallest ASGI application; says who answered.
 
 uvicorn --app-dir tests/python app:app --fd 3
+
+FAIL=CODE makes it exit before it listens; FAIL_SLOT=N only in slot N.
 """
 
 import os
+
+if os.environ.get("FAIL") and os.environ.get("FAIL_SLOT") in (None, os.environ.get("PHALANX_SLOT")):
+    os._exit(int(os.environ["FAIL"]))
 
 WORKER = str(os.getpid()).encode()
 

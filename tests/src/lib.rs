@@ -2,11 +2,13 @@
 //!
 //! - [`load`]: a client that accounts for every connection it makes;
 //! - [`process`]: programs under test, what they print, and how they must end;
+//! - [`budget`]: what is lost when things go wrong;
 //! - [`lab`]: the foreign programs (Node in several versions, uvicorn) and our fixtures.
 //!
 //! Nothing here depends on how fast a machine is: one waits for facts, and a
 //! deadline is only there so that a broken test ends.
 
+pub mod budget;
 pub mod lab;
 pub mod load;
 pub mod process;

@@ -104,7 +104,17 @@ async fn udp(port: &str) -> io::Result<()> {
     }
 }
 
+/// `FAIL=CODE` makes it exit before it listens; with `FAIL_SLOT=N` only in slot N.
+fn fails() -> Option<ExitCode> {
+    let code = std::env::var("FAIL").ok()?.parse::<u8>().ok()?;
+    let here = std::env::var("FAIL_SLOT").is_ok_and(|slot| slot != name());
+    (!here).then(|| ExitCode::from(code))
+}
+
 fn main() -> ExitCode {
+    if let Some(code) = fails() {
+        return code;
+    }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [kind, place] = &arguments[..] else {
         eprintln!("usage: service tcp PORT | unix PATH | udp PORT");
