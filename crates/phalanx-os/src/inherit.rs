@@ -24,6 +24,8 @@ pub const PHALANX_SLOT: &str = "PHALANX_SLOT";
 pub const PHALANX_GENERATION: &str = "PHALANX_GENERATION";
 /// The name of the cluster.
 pub const PHALANX_CLUSTER: &str = "PHALANX_CLUSTER";
+/// Present when the program of the primary is that of the worker, which is to serve and nothing else.
+pub const PHALANX_RUN: &str = "PHALANX_RUN";
 /// `FD:PID`: the configuration that the primary passed, and the only process it is meant for.
 pub const PHALANX_CONFIG: &str = "PHALANX_CONFIG";
 /// Node's variables: the fd of the channel, the worker's id, and how messages are written.
@@ -46,10 +48,7 @@ const FORGOTTEN: &[&str] = &[
     NODE_CHANNEL_SERIALIZATION_MODE,
     PHALANX_CHANNEL,
     PHALANX_CONFIG,
-    LISTEN_PID,
-    "LISTEN_PIDFDID",
-    LISTEN_FDS,
-    LISTEN_FDNAMES,
+    PHALANX_RUN,
 ];
 
 /// The first fd that a service manager passes.
@@ -204,8 +203,24 @@ pub fn config() -> Option<OwnedFd> {
     claim(number)
 }
 
-/// Removes from the environment what [`channel`] and [`listen_fds`] read, so that no child takes it for its
-/// own. `PHALANX_WORKER_ID` and `PHALANX_SLOT` stay: they are facts that children may want.
+/// Whether the primary runs the very program that this process runs, and started it to be one of its workers.
+#[must_use]
+pub fn is_own_worker() -> bool {
+    std::env::var_os(PHALANX_RUN).is_some()
+}
+
+/// [`forget_env`], if this process has no other thread yet. Whether it had none.
+pub fn forget_env_if_alone() -> bool {
+    let alone = std::fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() == 1);
+    if alone {
+        // SAFETY: there is no other thread that could look at the environment, and we start none meanwhile.
+        unsafe { forget_env() };
+    }
+    alone
+}
+
+/// Removes from the environment what [`channel`] reads, so that no child takes it for its own. What names the
+/// process it is meant for (`LISTEN_PID`) stays, and so do facts that children may want.
 ///
 /// # Safety
 /// As for [`std::env::remove_var`]: no other thread may read or write the environment meanwhile, other than

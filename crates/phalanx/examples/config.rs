@@ -19,7 +19,9 @@ fn main() -> phalanx::Result<()> {
             let Config { greeting } = worker.config()?;
             println!("{greeting} from worker {} of {}", worker.id(), worker.cluster().unwrap_or("nobody"));
             worker.send(&(greeting, worker.generation(), worker.cluster())).await?;
-            worker.draining().await;
+            if std::env::var_os("ONCE").is_none() {
+                worker.draining().await;
+            }
             Ok(())
         },
     )

@@ -455,7 +455,7 @@ impl Builder {
             return Err(error);
         }
         if self.program.is_none() {
-            return Err(Error::NoProgram);
+            return Err(if crate::run::in_test() { Error::InTest } else { Error::NoProgram });
         }
         if self.config.mechanism == Mechanism::Handoff && self.config.speaks == Speaks::Nothing {
             return Err(Error::Config(

@@ -19,11 +19,17 @@ pub enum Error {
     /// This process was started as a worker and cannot be one.
     #[error(transparent)]
     Init(#[from] crate::worker::InitError),
-    /// The service of this worker failed.
+    /// The service failed: in this worker; or, in the primary, in every worker before any of them listened.
     #[error("{0}")]
     Service(#[source] crate::run::BoxError),
+    /// This process is a test, and would start itself, with all tests, again and again.
+    #[error(
+        "this is a test: a cluster of this very program would run the tests again in each worker; start the \
+         program of the service instead, with `testing::Cluster::new(env!(\"CARGO_BIN_EXE_name\"))`"
+    )]
+    InTest,
     /// There is nothing to run.
-    #[error("no program to run: name one with `exec`")]
+    #[error("no program to run: name one with `exec`, or use `run`")]
     NoProgram,
     /// The program cannot be run.
     #[error("cannot run `{}`: {}", .program.display(), program_hint(.source))]

@@ -5,7 +5,12 @@ use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::primary::Primary;
 use crate::worker::Worker;
-use phalanx_core::{Hurry, Speaks};
+use crate::worker::background::block_on;
+use phalanx_core::{Hurry, Slot, Speaks, WorkerId};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::path::Path;
 use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -37,8 +42,10 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// In the primary, as [`start`](Builder::start); in a worker, [`Error::Service`] with what `service`
-    /// returned. [`Error::InsideRuntime`] inside of a runtime.
+    /// In the primary, as [`start`](Builder::start), and [`Error::Service`] when `service` fails in every worker
+    /// before any of them listens or says that it is ready: then it is not started again. In a worker,
+    /// [`Error::Service`] with what `service` returned; messages that it sent before are not lost.
+    /// [`Error::InsideRuntime`] inside of a runtime, [`Error::InTest`] in a test.
     pub fn run<F, Fut>(self, service: F) -> Result<()>
     where
         F: FnOnce(Worker) -> Fut,
@@ -65,7 +72,7 @@ impl Builder {
                 // For one who is the worker of somebody else's cluster, which passed none.
                 crate::worker::config::fall_back(payload);
             }
-            return service(worker).map_err(Error::Service);
+            return serve(&worker, service);
         }
         let primary = self.of_this_program()?.inherit_listen_fds().start()?;
         supervise(&primary)
@@ -76,11 +83,15 @@ impl Builder {
             self = self.workers("auto");
         }
         if self.program.is_none() {
+            if in_test() {
+                return Err(Error::InTest);
+            }
             let program = std::env::current_exe()
                 .map_err(|source| Error::System { what: "cannot tell which program this is", source })?;
             self.program = Some(program.into());
             let own = std::env::args_os().skip(1);
             self.args.splice(0..0, own);
+            self = self.env(phalanx_os::inherit::PHALANX_RUN, "1");
         }
         self.config.speaks = Speaks::Phalanx;
         Ok(self)
@@ -105,6 +116,40 @@ fn workers_runtime(threads: usize) -> Result<Runtime> {
         .map_err(|source| Error::System { what: "cannot start a runtime", source })
 }
 
+/// Whether this process is a test harness: cargo builds those into a directory called `deps`, with a hash behind
+/// the name, and nothing else that is run from there.
+pub(crate) fn in_test() -> bool {
+    let Ok(program) = std::env::current_exe() else { return false };
+    let in_deps = program.parent().and_then(Path::file_name).is_some_and(|dir| dir == "deps");
+    let name = program.file_stem().and_then(OsStr::to_str).unwrap_or_default();
+    in_deps
+        && name
+            .rsplit_once('-')
+            .is_some_and(|(_, hash)| hash.len() == 16 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
+/// What a worker tells the primary of its own program, before it ends.
+#[derive(Debug, Deserialize, Serialize)]
+struct Failed {
+    phalanx_service_failed: String,
+}
+
+fn serve<F>(worker: &Worker, service: F) -> Result<()>
+where
+    F: FnOnce(Worker) -> Result<(), BoxError>,
+{
+    let own = worker.is_own();
+    if !own {
+        tracing::info!("a worker of another primary: what this program says about its cluster is ignored");
+    }
+    let served = service(worker.clone());
+    if let (Err(error), true) = (&served, own) {
+        let _ = block_on(worker.send(&Failed { phalanx_service_failed: error.to_string() }));
+    }
+    block_on(worker.flush());
+    served.map_err(Error::Service)
+}
+
 /// Waits for the end, and hears signals meanwhile.
 fn supervise(primary: &Primary) -> Result<()> {
     let deaf = |source| Error::System { what: "cannot hear signals", source };
@@ -113,11 +158,17 @@ fn supervise(primary: &Primary) -> Result<()> {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(deaf)?;
         let mut events = primary.events();
         let mut hurries = [Hurry::Graceful, Hurry::Terminate].into_iter();
+        let mut outcome = Outcome::default();
         loop {
             tokio::select! {
                 event = events.recv() => match event {
-                    Some(Event::Finished) | None => return Ok(()),
-                    Some(_) => continue,
+                    Some(Event::Finished) | None => return outcome.result(),
+                    Some(event) => {
+                        if outcome.hear(&event) {
+                            drop(primary.stop(Hurry::Terminate));
+                        }
+                        continue;
+                    }
                 },
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
@@ -125,4 +176,93 @@ fn supervise(primary: &Primary) -> Result<()> {
             drop(primary.stop(hurries.next().unwrap_or(Hurry::Kill)));
         }
     })
+}
+
+/// Whether the service ever worked. One that fails in every worker before any of them has listened will not get
+/// better by being started again.
+#[derive(Debug, Default)]
+struct Outcome {
+    started: BTreeSet<Slot>,
+    failed: BTreeMap<Slot, String>,
+    /// By worker, until its end.
+    slots: BTreeMap<WorkerId, Slot>,
+    listened: bool,
+}
+
+impl Outcome {
+    /// Whether it is hopeless.
+    fn hear(&mut self, event: &Event) -> bool {
+        match event {
+            Event::Fork { worker, slot, .. } => {
+                self.started.insert(*slot);
+                self.slots.insert(*worker, *slot);
+            }
+            Event::Listening { .. } | Event::Ready { .. } => self.listened = true,
+            Event::Message { worker, message, .. } => {
+                if let Ok(Failed { phalanx_service_failed: error }) = Failed::deserialize(message)
+                    && let Some(slot) = self.slots.get(worker)
+                {
+                    tracing::error!(%worker, error, "the service failed");
+                    self.failed.insert(*slot, error);
+                }
+            }
+            Event::Exit { worker, ended, .. } => {
+                self.slots.remove(worker);
+                return !ended.is_success() && self.is_hopeless();
+            }
+            _ => {}
+        }
+        false
+    }
+
+    fn is_hopeless(&self) -> bool {
+        !self.listened
+            && !self.started.is_empty()
+            && self.started.iter().all(|slot| self.failed.contains_key(slot))
+    }
+
+    fn result(mut self) -> Result<()> {
+        match (self.is_hopeless(), self.failed.pop_first()) {
+            (true, Some((_, error))) => Err(Error::Service(error.into())),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use phalanx_core::Ended;
+
+    #[test]
+    fn a_service_that_fails_everywhere_is_given_up() {
+        let fork = |n: u32| Event::Fork { worker: WorkerId(n), slot: Slot(n), pid: n };
+        let failed = |n: u32| Event::Message {
+            worker: WorkerId(n),
+            message: serde_json::json!({ "phalanx_service_failed": "no port" }),
+        };
+        let exit = |n: u32| Event::Exit {
+            worker: WorkerId(n),
+            slot: Slot(n),
+            ended: Ended::Code(1),
+            cause: None,
+            exited_after_disconnect: false,
+            taken: 0,
+            unacknowledged: 0,
+        };
+        let hear = |outcome: &mut Outcome, events: &[Event]| events.iter().any(|event| outcome.hear(event));
+        let mut outcome = Outcome::default();
+        assert!(!hear(&mut outcome, &[fork(0), fork(1), failed(0), exit(0)]), "there is another one");
+        assert!(hear(&mut outcome, &[failed(1), exit(1)]));
+        assert_eq!(outcome.result().unwrap_err().to_string(), "no port");
+
+        let mut outcome = Outcome { listened: true, ..Outcome::default() };
+        assert!(!hear(&mut outcome, &[fork(0), failed(0), exit(0)]), "it has worked before");
+        assert!(outcome.result().is_ok());
+    }
+
+    #[test]
+    fn a_test_is_known() {
+        assert!(in_test());
+    }
 }

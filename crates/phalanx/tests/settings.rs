@@ -86,6 +86,51 @@ fn a_program_that_clusters_itself_reads_its_configuration_once() {
 }
 
 #[test]
+fn what_a_service_says_right_before_its_end_is_heard() {
+    // Far more than a channel holds.
+    let greeting = "x".repeat(8_000_000);
+    let primary = Cluster::builder()
+        .exec(example("config"))
+        .workers(1)
+        .restart(phalanx::Restart::Never)
+        .env("ONCE", "1")
+        .output(Output::Null)
+        .config(&json!({ "greeting": greeting }))
+        .start()
+        .expect("start");
+    let told: Vec<Value> = messages(&primary).map(|(_, message)| message).collect();
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0][0].as_str().map(str::len), Some(greeting.len()));
+}
+
+#[test]
+fn the_error_of_a_service_that_fails_everywhere_is_the_cluster_s() {
+    let taken = std::net::TcpListener::bind("0.0.0.0:0").expect("a port");
+    let port = taken.local_addr().expect("its number").port();
+    let out = Command::new(example("cluster"))
+        .env("PORT", port.to_string())
+        .env("WORKERS", "2")
+        .output()
+        .expect("it runs");
+    let said = String::from_utf8_lossy(&out.stderr);
+    // Once of each worker, once of the primary.
+    assert!(
+        !out.status.success() && said.matches("AddrInUse").count() + said.matches("in use").count() >= 3,
+        "{said}"
+    );
+}
+
+#[test]
+fn a_test_does_not_start_itself() {
+    for error in [
+        Cluster::builder().start().expect_err("nothing to run"),
+        Cluster::builder().run(|_| async { Ok(()) }).expect_err("it would start this test"),
+    ] {
+        assert!(error.to_string().contains("testing::Cluster"), "{error}");
+    }
+}
+
+#[test]
 fn a_cleared_environment_holds_what_was_named() {
     let of = |builder: phalanx::Builder| printed(builder.exec("/usr/bin/env").env("NAMED", "1"))[0].clone();
     let has = |env: &[String], name: &str| env.iter().any(|line| line.starts_with(&format!("{name}=")));

@@ -45,6 +45,8 @@ pub(crate) enum Command {
     Close(Listen),
     /// A message to the primary.
     Send(Payload, oneshot::Sender<Result<(), phalanx_core::SendError>>),
+    /// Answered when everything before it is written, or never can be.
+    Flush(oneshot::Sender<()>),
     /// The worker is ready.
     Ready,
     /// A signal asks this process to end.
@@ -180,6 +182,7 @@ struct Driver {
     /// Until when the primary may answer that this worker leaves.
     leave_by: Option<Instant>,
     left: Vec<oneshot::Sender<()>>,
+    flushed: Vec<oneshot::Sender<()>>,
     killed: Vec<std::sync::mpsc::Sender<()>>,
 }
 
@@ -196,6 +199,7 @@ pub(crate) fn start(channel: Channel, inbox: Arc<Inbox>) -> io::Result<Commands>
         draining: false,
         leave_by: None,
         left: Vec::new(),
+        flushed: Vec::new(),
         killed: Vec::new(),
     };
     tokio::spawn(driver.run(commands));
@@ -271,6 +275,9 @@ impl Driver {
         let done = self.channel.is_none() || self.writing == Writing::Over || self.core.is_flushed();
         if !done {
             return;
+        }
+        for flushed in self.flushed.drain(..) {
+            let _ = flushed.send(());
         }
         for killed in self.killed.drain(..) {
             let _ = killed.send(());
@@ -453,6 +460,7 @@ impl Driver {
             Command::Send(message, reply) => {
                 let _ = reply.send(self.core.send(message, None));
             }
+            Command::Flush(flushed) => self.flushed.push(flushed),
             Command::Ready => self.core.notify_ready(),
             Command::Drain => self.drain(),
             Command::Leave(left) if self.channel.is_none() => {

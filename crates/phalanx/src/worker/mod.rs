@@ -23,6 +23,8 @@ use driver::{Command, Commands, Inbox};
 
 /// How long [`Worker::kill`] waits for its last word to be written.
 const LAST_WORD: Duration = Duration::from_secs(1);
+/// How long [`Worker::flush`] waits.
+const FLUSH_BOUND: Duration = Duration::from_secs(5);
 
 /// Why a process that was started as a worker cannot be one.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -71,6 +73,7 @@ struct Inner {
     generation: Option<u32>,
     cluster: Option<String>,
     node: bool,
+    own: bool,
     commands: Commands,
     inbox: Arc<Inbox>,
 }
@@ -81,9 +84,11 @@ static FOREIGN: Once = Once::new();
 /// Takes the channel to the primary if this process was born with one; else does nothing.
 ///
 /// Optional: whatever needs the channel takes it. As the first line of `main` it reports an unusable channel
-/// before anything else happens. The environment variables stay, because removing them is unsafe while other
-/// threads run. Ours name this process and are harmless to its children; Node's (`NODE_CHANNEL_FD`,
-/// `NODE_UNIQUE_ID`) are not, and a worker of a Node primary removes them before it starts a child.
+/// before anything else happens, and removes the variables that name it, so that no child of this process takes
+/// itself for the worker. Later, when there are other threads (inside of `#[tokio::main]`, for one), they stay,
+/// because nobody may change the environment then. Ours name this process and are harmless to its children;
+/// Node's (`NODE_CHANNEL_FD`, `NODE_UNIQUE_ID`) are not: a worker of a Node primary that starts programs calls
+/// this first. [`Builder::run`](crate::Builder::run) does.
 ///
 /// # Errors
 /// [`InitError`]; a second call gives the same result.
@@ -106,6 +111,10 @@ pub(crate) fn known() -> Option<Worker> {
 
 fn take() -> Result<Option<Worker>, InitError> {
     let birth = inherit::channel().map_err(|error| InitError::Inherit(Arc::new(error)))?;
+    let _ = config::take();
+    let own = inherit::is_own_worker();
+    // BEFORE the first thread of ours.
+    inherit::forget_env_if_alone();
     match birth {
         None => {
             if inherit::foreign_channel() {
@@ -119,17 +128,26 @@ fn take() -> Result<Option<Worker>, InitError> {
             Ok(None)
         }
         Some(Birth::Node { advanced: true, .. }) => Err(InitError::Serialization),
-        Some(Birth::Node { worker_id, channel, advanced: false }) => start(channel, |commands, inbox| {
-            Inner { id: worker_id, slot: None, generation: None, cluster: None, node: true, commands, inbox }
-        }),
+        Some(Birth::Node { worker_id, channel, advanced: false }) => {
+            start(channel, |commands, inbox| Inner {
+                id: worker_id,
+                slot: None,
+                generation: None,
+                cluster: None,
+                node: true,
+                own,
+                commands,
+                inbox,
+            })
+        }
         Some(Birth::Phalanx { channel, worker_id, slot, generation, cluster }) => {
-            config::take();
             start(channel, |commands, inbox| Inner {
                 id: worker_id.unwrap_or_default(),
                 slot,
                 generation,
                 cluster,
                 node: false,
+                own,
                 commands,
                 inbox,
             })
@@ -209,6 +227,21 @@ impl Worker {
         }
     }
 
+    /// Waits until everything that was sent is written to the channel: a process that ends then loses none of it.
+    /// At most 5 seconds, in case the primary does not read.
+    pub async fn flush(&self) {
+        let (flushed, answer) = oneshot::channel();
+        self.tell(Command::Flush(flushed));
+        let handle = background::handle();
+        let bounded = handle.map(|handle| {
+            let _inside = handle.enter();
+            tokio::time::timeout(FLUSH_BOUND, answer)
+        });
+        if let Ok(bounded) = bounded {
+            let _ = bounded.await;
+        }
+    }
+
     /// The messages of the primary from now on. Who asks first also gets those that came before.
     #[must_use]
     pub fn messages(&self) -> Messages {
@@ -230,6 +263,11 @@ impl Worker {
         self.tell(Command::Kill(killed));
         let _ = answer.recv_timeout(LAST_WORD);
         std::process::exit(0)
+    }
+
+    /// Whether the primary runs this very program, by [`Builder::run`](crate::Builder::run).
+    pub(crate) fn is_own(&self) -> bool {
+        self.0.own
     }
 
     /// Whether the primary is Node's, which ignores what it does not know.
