@@ -1,7 +1,7 @@
 /*
  * The least that a hand-off can be: accept4, sendmsg, close.
  *
- *   baseline PORT WORKERS CONNECTIONS [ack]
+ *   baseline PORT WORKERS CONNECTIONS [ack | reuseport | share]
  *
  * A primary accepts on 127.0.0.1:PORT (0 chooses one, printed as "listening
  * PORT"), passes each connection to the next of WORKERS forked children over a
@@ -15,6 +15,11 @@
  * With `ack` it is the least that a hand-off can be which loses nothing: a worker
  * says a byte for each connection that it takes, and the primary keeps its copy
  * until then. It waits for both its listener and its channels, with epoll.
+ *
+ * With `reuseport` and `share` there is no hand-off: each worker accepts by
+ * itself, one connection at a time, from a SO_REUSEPORT socket of its own or
+ * from one that all share. Worker SLOW_SLOT (from 0) rests SLOW_US microseconds
+ * before each reply.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -96,6 +101,26 @@ static void watch(int waits, int fd, void *what) {
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = what};
     if (epoll_ctl(waits, EPOLL_CTL_ADD, fd, &event))
         die("epoll_ctl");
+}
+
+/* As simple as a worker can be. */
+static void accepting_worker(int listener, int id) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    signal(SIGPIPE, SIG_IGN);
+    const char *slow = getenv("SLOW_SLOT"), *us = getenv("SLOW_US");
+    useconds_t rest = slow && *slow && atoi(slow) == id - 1 ? (useconds_t)atoi(us ? us : "2000") : 0;
+    struct conversation it;
+    for (;;) {
+        it.fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+        if (it.fd < 0)
+            continue;
+        if (rest)
+            usleep(rest);
+        it.have = 0;
+        while (goes_on(&it, id))
+            ;
+        close(it.fd);
+    }
 }
 
 /* An event loop, as most workers are. */
@@ -206,10 +231,22 @@ static long hand_over_and_keep(int listener, const int *channels, int workers, l
     return taken;
 }
 
+static int listening(struct sockaddr_in *addr, int flags, bool reuseport) {
+    int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | flags, 0);
+    int on = 1;
+    setsockopt(listener, SOL_SOCKET, reuseport ? SO_REUSEPORT : SO_REUSEADDR, &on, sizeof on);
+    socklen_t len = sizeof *addr;
+    if (bind(listener, (struct sockaddr *)addr, len) || listen(listener, 4096) ||
+        getsockname(listener, (struct sockaddr *)addr, &len))
+        die("listen");
+    return listener;
+}
+
 int main(int argc, char **argv) {
-    bool acks = argc == 5 && !strcmp(argv[4], "ack");
-    if (argc != 4 && !acks) {
-        fprintf(stderr, "usage: %s PORT WORKERS CONNECTIONS [ack]\n", argv[0]);
+    const char *mode = argc == 5 ? argv[4] : "";
+    bool acks = !strcmp(mode, "ack"), reuseport = !strcmp(mode, "reuseport"), share = !strcmp(mode, "share");
+    if (argc != 4 && !acks && !reuseport && !share) {
+        fprintf(stderr, "usage: %s PORT WORKERS CONNECTIONS [ack | reuseport | share]\n", argv[0]);
         return 2;
     }
     int port = atoi(argv[1]), workers = atoi(argv[2]);
@@ -217,15 +254,9 @@ int main(int argc, char **argv) {
     if (workers < 1 || workers > MOST_WORKERS)
         return 2;
 
-    int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | (acks ? SOCK_NONBLOCK : 0), 0);
-    int on = 1;
-    setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
     struct sockaddr_in addr = {
         .sin_family = AF_INET, .sin_port = htons((uint16_t)port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t len = sizeof addr;
-    if (bind(listener, (struct sockaddr *)&addr, sizeof addr) || listen(listener, 4096) ||
-        getsockname(listener, (struct sockaddr *)&addr, &len))
-        die("listen");
+    int listener = listening(&addr, acks ? SOCK_NONBLOCK : 0, reuseport);
 
     int channels[MOST_WORKERS];
     for (int i = 0; i < workers; i++) {
@@ -235,6 +266,8 @@ int main(int argc, char **argv) {
         pid_t pid = fork();
         if (pid < 0)
             die("fork");
+        if (pid == 0 && (reuseport || share))
+            accepting_worker(reuseport && i > 0 ? listening(&addr, 0, true) : listener, i + 1);
         if (pid == 0) {
             close(listener);
             close(pair[0]);
@@ -251,6 +284,14 @@ int main(int argc, char **argv) {
     sigaction(SIGINT, &act, NULL);
     printf("listening %d\n", ntohs(addr.sin_port));
     fflush(stdout);
+
+    if (reuseport || share) {
+        if (reuseport) /* the first worker's now: here nobody accepts */
+            close(listener);
+        while (!stop)
+            pause();
+        return 0;
+    }
 
     struct rusage before, after;
     getrusage(RUSAGE_SELF, &before);

@@ -1,10 +1,10 @@
 //! A Rust service on the library, as small as can be, for tests and benchmarks.
 //!
 //! ```text
-//! service tcp PORT | unix PATH | udp PORT
+//! service tcp PORT | async PORT | unix PATH | udp PORT
 //! ```
 //!
-//! TCP is served by a blocking loop, one connection at a time; the slot `SLOW_SLOT` rests `SLOW_US`
+//! `tcp` is a blocking loop, one connection at a time, `async` the same as tasks; there the slot `SLOW_SLOT` rests `SLOW_US`
 //! microseconds before each reply. Each says who answered: its slot, or `alone`.
 
 use std::io::{self, Read, Write};
@@ -12,8 +12,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use phalanx::net;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::task::JoinSet;
 
 fn name() -> String {
@@ -59,15 +58,36 @@ fn tcp(port: &str) -> io::Result<()> {
     Ok(())
 }
 
-async fn answer(mut stream: UnixStream, name: String) -> io::Result<()> {
+async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
     let mut bytes = Vec::new();
     while !bytes.ends_with(b"\r\n\r\n") {
         if stream.read_buf(&mut bytes).await? == 0 {
             return Ok(());
         }
     }
-    stream.write_all(reply(&bytes, &name).as_bytes()).await?;
+    if let Some(rest) = rest() {
+        tokio::time::sleep(rest).await;
+    }
+    stream.write_all(reply(&bytes, &name()).as_bytes()).await?;
     stream.shutdown().await
+}
+
+async fn tasks(port: &str) -> io::Result<()> {
+    let listener = net::TcpListener::bind(format!("127.0.0.1:{port}")).await?;
+    let mut connections = JoinSet::new();
+    println!("listening");
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                connections.spawn(answer(accepted?.0));
+            }
+            Some(_) = connections.join_next() => {}
+            () = phalanx::draining() => break,
+        }
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+    Ok(())
 }
 
 async fn unix(path: &str) -> io::Result<()> {
@@ -77,7 +97,7 @@ async fn unix(path: &str) -> io::Result<()> {
     loop {
         tokio::select! {
             accepted = listener.accept() => {
-                connections.spawn(answer(accepted?.0, name()));
+                connections.spawn(answer(accepted?.0));
             }
             Some(_) = connections.join_next() => {}
             () = phalanx::draining() => break,
@@ -117,12 +137,13 @@ fn main() -> ExitCode {
     }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [kind, place] = &arguments[..] else {
-        eprintln!("usage: service tcp PORT | unix PATH | udp PORT");
+        eprintln!("usage: service tcp PORT | async PORT | unix PATH | udp PORT");
         return ExitCode::from(2);
     };
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = match kind.as_str() {
         "tcp" => tcp(place),
+        "async" => runtime().and_then(|it| it.block_on(tasks(place))),
         "unix" => runtime().and_then(|it| it.block_on(unix(place))),
         "udp" => runtime().and_then(|it| it.block_on(udp(place))),
         _ => Err(io::Error::other(format!("no kind of service is called {kind}"))),
