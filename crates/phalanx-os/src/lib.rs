@@ -24,7 +24,7 @@
 //! # What it asks of the platform
 //!
 //! Linux 4.19 for all it does; what newer kernels add is used when it is there and reported when it is not:
-//! pidfd (5.3), `close_range` with `CLOSE_RANGE_CLOEXEC` (5.11), `SO_PASSRIGHTS` (6.16). `/proc` is wanted by
+//! pidfd (5.3), [steering](steer) by program (5.14), `close_range` with `CLOSE_RANGE_CLOEXEC` (5.11), `SO_PASSRIGHTS` (6.16). `/proc` is wanted by
 //! [`host`] only. On other systems the crate is empty.
 //!
 //! Building with `--cfg phalanx_force_sigchld` makes every [`Process`] behave as on a kernel without pidfd,

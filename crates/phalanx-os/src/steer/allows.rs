@@ -41,7 +41,7 @@ impl Tried {
     }
 }
 
-/// The capabilities of this process that matter here.
+/// The capabilities of the calling thread that matter here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capability {
     /// As in `CAP_BPF`.
@@ -72,7 +72,7 @@ pub struct Allows {
     pub unprivileged_bpf_disabled: Option<u32>,
     /// The process is in a user namespace of its own, in which CAP_BPF is worth nothing.
     pub user_namespace: bool,
-    /// The seccomp mode: 0 none, 2 a filter.
+    /// The seccomp mode of the calling thread: 0 none, 2 a filter.
     pub seccomp: Option<u32>,
     /// Sockets can be listed ([`diag`]).
     pub socket_diag: Tried,
@@ -95,7 +95,7 @@ const CAPABILITIES: [(&str, u32); 5] = [
 /// is not for a program that reaps children it does not know meanwhile.
 #[must_use]
 pub fn survey() -> Allows {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     let field = |name: &str| {
         status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
     };

@@ -109,8 +109,8 @@ fn inet(local: &LocalAddress) -> io::Result<SocketAddr> {
 ///
 /// Before: take the member out of the ring, and wait 10 ms; handshakes that are in progress in the very
 /// microseconds of the call are reset. After: [`Exact::set`](super::Exact::set) again, because the kernel has
-/// dropped the entry, and [`poke`] the receivers. A process asleep in a *blocking* `accept` wakes up with
-/// `EINVAL`.
+/// dropped the entry, and [`poke`] the receivers. A process asleep in a *blocking* `accept` may wake up
+/// with `EINVAL`.
 ///
 /// # Errors
 /// What `shutdown(2)` and `listen(2)` give, `EADDRINUSE` among them if somebody took the address meanwhile.

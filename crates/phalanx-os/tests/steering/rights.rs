@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 
 use phalanx_os::listener;
+use phalanx_os::steer::allows::{self, Tried};
 use phalanx_os::steer::{self, Even, Exact, Group, Rule, Transport};
 use rustix::process::{Gid, Uid};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
@@ -78,6 +79,41 @@ fn what_exists_is_used_without_any_right() {
         assert_eq!(steered.queues(13), [0, 10, 3]);
         steered.exact.clear(2).unwrap();
     });
+}
+
+/// From now on this thread, and what it forks, gets this for `bpf(2)`.
+#[expect(unsafe_code, reason = "a seccomp filter is given by its address")]
+fn forbid_bpf(outcome: u32) {
+    let step = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+    let mut filter = [
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0), // the number of the call
+        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, libc::SYS_bpf as u32),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, outcome),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    rustix::thread::set_no_new_privs(true).unwrap();
+    // SAFETY: the filter is read by the call only; it concerns this thread.
+    let rc = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) };
+    assert_eq!(rc, 0);
+}
+
+#[test]
+fn a_sandbox_that_kills_or_refuses_is_survived_and_named() {
+    let survey = |outcome: u32| {
+        std::thread::spawn(move || {
+            forbid_bpf(outcome);
+            allows::survey()
+        })
+        .join()
+        .unwrap()
+    };
+    let killed = survey(libc::SECCOMP_RET_KILL_PROCESS);
+    assert_eq!((killed.maps, killed.program), (Tried::Killed(libc::SIGSYS), Tried::NotReached));
+    assert_eq!(killed.seccomp, Some(2));
+    let refused = survey(libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32);
+    assert_eq!((refused.maps, refused.program), (Tried::Refused(libc::ENOSYS), Tried::NotReached));
+    assert_eq!(refused.kernel, killed.kernel);
 }
 
 #[test]
