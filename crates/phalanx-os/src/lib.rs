@@ -8,8 +8,8 @@
 //!   timers, no logging, no runtime; the only loops are the ones that restart a call after `EINTR`.
 //!   Whether to try again, how often and for whom is for the caller, who is given errors sorted by what can
 //!   be done about them.
-//! * **It never waits**, with two exceptions that say so: [`Spawn::spawn`] returns when the new program runs
-//!   or could not be started, and closing a socket whose linger time somebody set can block
+//! * **It never waits**, with exceptions that say so: [`Spawn::spawn`] returns when the new program runs or
+//!   could not be started, [`steer::allows::survey`] when a child of its own has ended, and closing a socket whose linger time somebody set can block
 //!   ([`conn::clear_linger`] first).
 //! * **Every fd has an owner.** A function borrows with `impl AsFd` and gives away with `OwnedFd`. Fds that
 //!   arrive in a message are owned from the instant the system call returns: an early return closes them.
@@ -24,8 +24,9 @@
 //! # What it asks of the platform
 //!
 //! Linux 4.19 for all it does; what newer kernels add is used when it is there and reported when it is not:
-//! pidfd (5.3), [steering](steer) by program (5.14), `close_range` with `CLOSE_RANGE_CLOEXEC` (5.11), `SO_PASSRIGHTS` (6.16). `/proc` is wanted by
-//! [`host`] only. On other systems the crate is empty.
+//! pidfd (5.3), `close_range` with `CLOSE_RANGE_CLOEXEC` (5.11), [steering](steer) by program (5.14),
+//! `SO_PASSRIGHTS` (6.16). `/proc` is wanted by [`host`], and by what looks at other processes. On other
+//! systems the crate is empty.
 //!
 //! Building with `--cfg phalanx_force_sigchld` makes every [`Process`] behave as on a kernel without pidfd,
 //! so that the other path can be tested anywhere.

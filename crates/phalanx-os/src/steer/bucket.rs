@@ -16,7 +16,9 @@ use std::net::IpAddr;
 ///
 /// ```
 /// # use phalanx_os::steer::bucket;
-/// assert_eq!(bucket("127.0.0.1".parse().unwrap()), bucket("::ffff:127.0.0.1".parse().unwrap()));
+/// let of = |client: &str| bucket(client.parse().unwrap());
+/// assert_eq!([of("127.0.0.1"), of("::ffff:127.0.0.1"), of("192.0.2.1")], [3851, 3851, 690]);
+/// assert_eq!([of("::1"), of("2001:db8::1")], [2983, 1992]);
 /// ```
 #[must_use]
 pub fn bucket(client: IpAddr) -> u32 {
