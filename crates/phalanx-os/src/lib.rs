@@ -9,8 +9,8 @@
 //!   Whether to try again, how often and for whom is for the caller, who is given errors sorted by what can
 //!   be done about them.
 //! * **It never waits**, with exceptions that say so: [`Spawn::spawn`] returns when the new program runs or
-//!   could not be started, [`steer::allows::survey`] when a child of its own has ended, and closing a socket whose linger time somebody set can block
-//!   ([`conn::clear_linger`] first).
+//!   could not be started, [`steer::allows::survey`] when a child of its own has ended, and closing a socket
+//!   whose linger time somebody set can block ([`conn::clear_linger`] first).
 //! * **Every fd has an owner.** A function borrows with `impl AsFd` and gives away with `OwnedFd`. Fds that
 //!   arrive in a message are owned from the instant the system call returns: an early return closes them.
 //! * **Every fd is close-on-exec from birth**, by the flag of the call that makes it, never by a second call
