@@ -68,6 +68,8 @@ pub struct WorkerStatus {
     pub taken: u64,
     /// Resident memory in KiB, where the system tells.
     pub rss_kib: Option<u64>,
+    /// A file of its program has changed since its generation began.
+    pub changed: bool,
 }
 
 /// How a worker ended.

@@ -35,12 +35,16 @@
 
 #![cfg(target_os = "linux")]
 
+pub mod cgroup;
 pub mod channel;
 pub mod conn;
 pub mod host;
+pub mod image;
 pub mod inherit;
 pub mod listener;
+pub mod look;
 pub mod memory;
+pub mod notify;
 pub mod process;
 pub mod signal;
 pub mod spawn;

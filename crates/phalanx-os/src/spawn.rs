@@ -35,6 +35,9 @@ use crate::wait;
 pub struct Spawn {
     /// The file to run; [`resolve`] finds it. If it is relative, it is so to `cwd`.
     pub program: PathBuf,
+    /// The file itself, if it is held open: it is run, whatever has its name by now
+    /// ([`Image`](crate::image::Image)). `program` is then only a name.
+    pub image: Option<OwnedFd>,
     /// What the program sees as its own name; `None`: the file.
     pub arg0: Option<OsString>,
     /// The arguments after the name.
@@ -82,6 +85,7 @@ impl Spawn {
     pub fn new(program: impl Into<PathBuf>) -> Self {
         Self {
             program: program.into(),
+            image: None,
             arg0: None,
             args: Vec::new(),
             env: Vec::new(),
@@ -183,6 +187,7 @@ impl Spawn {
 
         Ok(child::Prepared::new(child::Plan {
             program: text(self.program.as_os_str())?,
+            image: self.image.as_ref().map(AsRawFd::as_raw_fd),
             argv,
             env,
             cwd: self.cwd.as_ref().map(|cwd| text(cwd.as_os_str())).transpose()?,

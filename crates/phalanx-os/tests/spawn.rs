@@ -502,3 +502,25 @@ fn a_shell_script_sees_only_the_standard_streams() {
     let (out, ended) = run("for fd in 3 4 5 6 7 8 9; do [ -e /proc/$$/fd/$fd ] && echo $fd; done; true");
     assert_eq!((out.as_str(), ended), ("", Ended::Exited(0)));
 }
+
+#[test]
+fn an_open_image_is_run_whatever_has_its_name() {
+    let _turn = alone();
+    let dir = std::env::temp_dir().join(format!("phalanx-pinned-{}", std::process::id()));
+    fs::create_dir(&dir).unwrap();
+    let [program, other] = ["program", "other"].map(|name| dir.join(name));
+    let copy = |name, to| {
+        let found = phalanx_os::spawn::resolve(std::ffi::OsStr::new(name), None, &dir).unwrap();
+        fs::copy(found, to).unwrap();
+    };
+    copy("true", &program);
+    copy("false", &other);
+    let image = phalanx_os::image::Image::open(&program).unwrap().unwrap();
+    fs::rename(&other, &program).unwrap();
+    let mut spawn = Spawn::new(&program);
+    assert_eq!(wait(&mut spawn.spawn().unwrap()), Ended::Exited(1));
+    spawn = Spawn::new(&program);
+    spawn.image = Some(image.as_fd().try_clone_to_owned().unwrap());
+    assert_eq!(wait(&mut spawn.spawn().unwrap()), Ended::Exited(0));
+    fs::remove_dir_all(&dir).unwrap();
+}

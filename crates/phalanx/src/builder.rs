@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::primary::{Primary, Tell, driver};
+use crate::settings::Orphans;
 use phalanx_core::policy::PolicyImpl;
 use phalanx_core::{BindSpec, Config, Limits, Mechanism, Policy, Restart, SocketKind, Speaks};
 use phalanx_os::conn;
@@ -143,6 +144,7 @@ pub struct Builder {
     /// Those of `listen` that exist already: they come first.
     pub(crate) inherited: Vec<Arc<OwnedFd>>,
     pub(crate) config: Config,
+    pub(crate) orphans: Orphans,
     window: Option<u32>,
     errors: Vec<Error>,
 }
@@ -165,6 +167,7 @@ impl Default for Builder {
             listen: Vec::new(),
             inherited: Vec::new(),
             config: Config::default(),
+            orphans: Orphans::default(),
             window: None,
             errors: Vec::new(),
         }
@@ -350,6 +353,20 @@ impl Builder {
         self
     }
 
+    /// From the stop signal to SIGKILL.
+    #[must_use]
+    pub fn term_timeout(mut self, timeout: Duration) -> Builder {
+        self.config.limits.term_timeout = timeout;
+        self
+    }
+
+    /// The signal that ends a worker: SIGTERM, unless said otherwise.
+    #[must_use]
+    pub fn stop_signal(mut self, signal: i32) -> Builder {
+        self.config.limits.stop_signal = signal;
+        self
+    }
+
     /// From the order to leave to the stop signal.
     #[must_use]
     pub fn drain_timeout(mut self, timeout: Duration) -> Builder {
@@ -481,6 +498,7 @@ impl Builder {
                 "there is no policy of one's own: give one with `custom_policy`".to_owned(),
             ));
         }
+        self.check_settings()?;
         self.config.window = self.window.unwrap_or(if self.config.speaks == Speaks::Node { 4 } else { 16 });
         driver::start(self)
     }

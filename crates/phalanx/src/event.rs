@@ -1,6 +1,6 @@
 //! What a cluster tells, and how it is heard.
 
-use crate::{Cause, Ended, ListeningInfo, Slot, WorkerId};
+use crate::{Aborted, Cause, Ended, Generation, Hang, ListeningInfo, Slot, WorkerId};
 use phalanx_core::Event as CoreEvent;
 use serde::Serialize;
 use std::collections::VecDeque;
@@ -74,11 +74,53 @@ pub enum Event {
         /// Who.
         worker: WorkerId,
     },
-    /// A worker said that it is ready.
+    /// A worker is ready, by what makes it so ([`Ready`](crate::Ready)).
     Ready {
         /// Who.
         worker: WorkerId,
     },
+    /// A worker hangs.
+    Hung {
+        /// Who.
+        worker: WorkerId,
+        /// How that shows.
+        how: Hang,
+        /// What its process does, as far as the kernel tells: for people.
+        seen: Vec<String>,
+    },
+    /// It moves again, before anything was done about it.
+    MovesAgain {
+        /// Who.
+        worker: WorkerId,
+    },
+    /// A worker will be replaced, as soon as its successor can.
+    Due {
+        /// Who.
+        worker: WorkerId,
+        /// Why.
+        cause: Cause,
+    },
+    /// A reload has begun.
+    Reloading {
+        /// To which generation.
+        generation: Generation,
+    },
+    /// Every worker is of this generation and ready, and no other is left.
+    Reloaded {
+        /// Which.
+        generation: Generation,
+    },
+    /// A reload was given up: the generation before stays, or comes back where it had left.
+    ReloadAborted {
+        /// The generation that will not be.
+        generation: Generation,
+        /// Why.
+        why: Aborted,
+        /// What the worker that failed printed last, oldest first.
+        last_lines: Vec<String>,
+    },
+    /// Everything will stop, after a delay in which it serves on.
+    Stopping,
     /// A message from a worker.
     Message {
         /// Who.
@@ -107,6 +149,8 @@ pub enum Event {
         taken: u64,
         /// Connections that it had been handed and had not acknowledged: they went to others.
         unacknowledged: u64,
+        /// What it printed last, oldest first, if nobody had asked it to leave.
+        last_lines: Vec<String>,
     },
     /// A worker broke the protocol and is ended.
     Violation {
@@ -161,6 +205,15 @@ impl Event {
             CoreEvent::Bound { name, address } => Event::Bound { name, address: address.to_string() },
             CoreEvent::Draining { worker } => Event::Draining { worker },
             CoreEvent::Ready { worker } => Event::Ready { worker },
+            CoreEvent::Hung { worker, how } => Event::Hung { worker, how, seen: Vec::new() },
+            CoreEvent::MovesAgain { worker } => Event::MovesAgain { worker },
+            CoreEvent::Due { worker, cause } => Event::Due { worker, cause },
+            CoreEvent::Reloading { generation } => Event::Reloading { generation },
+            CoreEvent::Reloaded { generation } => Event::Reloaded { generation },
+            CoreEvent::ReloadAborted { generation, why } => {
+                Event::ReloadAborted { generation, why, last_lines: Vec::new() }
+            }
+            CoreEvent::Stopping => Event::Stopping,
             CoreEvent::Message { worker, message, .. } => {
                 Event::Message { worker, message: message.decode().ok()? }
             }
@@ -173,7 +226,16 @@ impl Event {
                 exited_after_disconnect,
                 taken,
                 unacknowledged,
-            } => Event::Exit { worker, slot, ended, cause, exited_after_disconnect, taken, unacknowledged },
+            } => Event::Exit {
+                worker,
+                slot,
+                ended,
+                cause,
+                exited_after_disconnect,
+                taken,
+                unacknowledged,
+                last_lines: Vec::new(),
+            },
             CoreEvent::Violation { worker, how } => Event::Violation { worker, how },
             CoreEvent::Degraded { slot } => Event::Degraded { slot },
             CoreEvent::OutOfFiles { key } => Event::OutOfFiles { key },

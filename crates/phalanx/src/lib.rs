@@ -42,6 +42,7 @@ mod event;
 pub mod net;
 mod primary;
 mod run;
+mod settings;
 pub mod testing;
 mod watch;
 pub mod worker;
@@ -52,10 +53,11 @@ pub use error::{Error, ForkError, Result};
 pub use event::{Event, Events};
 pub use phalanx_core::policy::{Candidate, Candidates, PolicyImpl};
 pub use phalanx_core::{
-    BoundAddress, Cause, Ended, Generation, Hurry, LastEnd, LedgerStatus, Limits, ListenerStatus,
-    ListeningInfo, Mechanism, Policy, Restart, SendError, Slot, SlotStatus, Speaks, State, Status, Totals,
-    WorkerId, WorkerStatus, WorkerView,
+    Aborted, BoundAddress, Cause, Ended, Generation, Hang, Hurry, LastEnd, LedgerStatus, Limits,
+    ListenerStatus, ListeningInfo, Mechanism, OnHang, Policy, Ready, Refused, Restart, SendError, Slot,
+    SlotStatus, Speaks, State, Status, Totals, WorkerId, WorkerStatus, WorkerView,
 };
-pub use primary::{Primary, Progress, WorkerRef};
+pub use primary::{Primary, Progress, Reload, ReloadError, WorkerRef};
 pub use run::BoxError;
+pub use settings::{Orphans, UnknownOrphans};
 pub use worker::{ConfigError, InitError, Messages, Worker, init, worker};

@@ -76,6 +76,14 @@ impl fmt::Display for Aborted {
 }
 
 impl Aborted {
+    /// The worker that failed, if it had been started.
+    pub const fn worker(&self) -> Option<WorkerId> {
+        match self {
+            Aborted::Died { worker, .. } | Aborted::NotReady { worker, .. } => Some(*worker),
+            Aborted::CannotStart { .. } | Aborted::Superseded { .. } | Aborted::Stopped => None,
+        }
+    }
+
     /// The slot whose worker failed: what it printed last may say more.
     pub const fn slot(&self) -> Option<Slot> {
         match self {

@@ -28,6 +28,7 @@ impl<C> Primary<C> {
                     unacknowledged: seat.ledger.len() as u32,
                     taken: seat.taken,
                     rss_kib: None,
+                    changed: false,
                 }
             })
             .collect();

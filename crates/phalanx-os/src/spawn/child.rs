@@ -83,6 +83,8 @@ impl Becoming {
 /// What the child is to do.
 pub(super) struct Plan {
     pub(super) program: CString,
+    /// What is run in its place.
+    pub(super) image: Option<RawFd>,
     pub(super) argv: Vec<CString>,
     pub(super) env: Vec<Variable>,
     pub(super) cwd: Option<CString>,
@@ -159,9 +161,17 @@ fn attempt(prepared: &mut Prepared, report: &mut RawFd) -> Failure {
         Ok(()) => {
             // From here on a signal acts as on any program: all is default, nothing of the parent's runs.
             signal::empty_mask();
+            let (argv, envp) = (prepared.argv.as_ptr(), prepared.envp.as_ptr());
             // SAFETY: the tables end with a null and point to strings that end with one.
             unsafe {
-                libc::execve(prepared.plan.program.as_ptr(), prepared.argv.as_ptr(), prepared.envp.as_ptr());
+                match prepared.plan.image {
+                    None => libc::execve(prepared.plan.program.as_ptr(), argv, envp),
+                    Some(image) => {
+                        let empty = c"".as_ptr();
+                        libc::syscall(libc::SYS_execveat, image, empty, argv, envp, libc::AT_EMPTY_PATH)
+                            as c_int
+                    }
+                };
             }
             (Step::Exec, errno())
         }
@@ -176,6 +186,9 @@ fn set_up(prepared: &mut Prepared, report: &mut RawFd) -> Result<(), Failure> {
     if plan.new_process_group {
         // SAFETY: a system call on integers.
         check(Step::ProcessGroup, unsafe { libc::setpgid(0, 0) })?;
+    }
+    if let Some(image) = &mut plan.image {
+        *image = lift(*image, plan.floor)?;
     }
     place(&mut plan.fds, plan.floor, report)?;
     if let Some(soft) = plan.open_files {

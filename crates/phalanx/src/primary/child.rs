@@ -1,34 +1,14 @@
 //! How a worker's process is started: its environment and its fds, exactly.
 
+use super::program::Program;
 use crate::builder::Output;
+use crate::settings::Orphans;
 use phalanx_core::{Spawn, Speaks};
 use phalanx_os::{Account, Channel, Process, Signal};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-
-/// What every worker runs.
-#[derive(Debug)]
-pub(super) struct Program {
-    pub(super) path: PathBuf,
-    pub(super) arg0: OsString,
-    pub(super) args: Vec<OsString>,
-    pub(super) env: Vec<(OsString, OsString)>,
-    pub(super) cwd: Option<PathBuf>,
-    pub(super) stdout: Output,
-    pub(super) stderr: Output,
-    /// Next to nothing of our own environment is inherited.
-    pub(super) env_clear: bool,
-    pub(super) account: Option<Account>,
-    pub(super) name: Option<String>,
-    /// What every worker gets to read.
-    pub(super) config: Option<OwnedFd>,
-    pub(super) speaks: Speaks,
-    /// The limit of open files that we were started with: ours may have been raised since.
-    pub(super) open_files: Option<u64>,
-}
 
 /// A process that has just started.
 pub(super) struct Born {
@@ -54,6 +34,7 @@ const DENIED: &[&str] = &[
     "PHALANX_RUN",
     "PHALANX_CLUSTER",
     "PHALANX_GENERATION",
+    "PHALANX_ORPHANS",
     "CREDENTIALS_DIRECTORY",
 ];
 
@@ -62,25 +43,40 @@ const BASICS: &[&str] =
     &["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TERM", "TMPDIR"];
 
 impl Program {
-    /// Starts one worker, with these sockets lent to it.
-    pub(super) fn spawn(&self, spawn: &Spawn, lent: Vec<(String, Arc<OwnedFd>)>) -> Result<Born, String> {
+    /// Starts one worker, with these sockets lent to it, and a socket to tell its readiness to.
+    pub(super) fn spawn(
+        &self,
+        spawn: &Spawn,
+        lent: &[(String, Arc<OwnedFd>)],
+        notify: Option<&OsStr>,
+    ) -> Result<Born, String> {
         let sentence = |error: std::io::Error| format!("cannot start a worker: {error}");
         let mut command = phalanx_os::Spawn::new(&self.path);
-        command.arg0 = Some(self.arg0.clone());
-        command.args.clone_from(&self.args);
-        command.cwd.clone_from(&self.cwd);
+        if let Some(image) = self.image() {
+            command.image = Some(image.as_fd().try_clone_to_owned().map_err(sentence)?);
+        }
+        command.arg0 = Some(self.name().to_owned());
+        command.args.clone_from(&self.is.args);
+        command.cwd.clone_from(&self.is.cwd);
         command.new_process_group = true;
-        command.die_with_parent = Some(Signal::TERM);
-        command.open_files = self.open_files;
+        command.die_with_parent = match self.is.orphans {
+            Orphans::Exit => Some(Signal::KILL),
+            Orphans::Drain => Some(Signal::TERM),
+            Orphans::Serve => None,
+        };
+        command.open_files = self.is.open_files;
         let basic = |name: &OsStr| {
             BASICS.iter().any(|basic| name == *basic)
                 || name.to_str().is_some_and(|name| name.starts_with("LC_"))
         };
-        let mut env: Vec<(OsString, OsString)> = std::env::vars_os()
+        let mut env: Vec<(OsString, OsString)> = self
+            .inherited
+            .iter()
             .filter(|(name, _)| !DENIED.iter().any(|denied| name == denied))
-            .filter(|(name, _)| !self.env_clear || basic(name))
+            .filter(|(name, _)| !self.is.env_clear || basic(name))
+            .cloned()
             .collect();
-        if let Some(Account { user, name, home }) = &self.account {
+        if let Some(Account { user, name, home }) = &self.is.account {
             command.user = Some(user.clone());
             if let Some(name) = name {
                 set(&mut env, "USER".as_ref(), name.as_ref());
@@ -90,7 +86,7 @@ impl Program {
                 set(&mut env, "HOME".as_ref(), home.as_ref());
             }
         }
-        for (name, value) in &self.env {
+        for (name, value) in &self.is.env {
             set(&mut env, name, value);
         }
         for (name, value) in &spawn.env {
@@ -102,14 +98,18 @@ impl Program {
         set(&mut env, "NODE_APP_INSTANCE".as_ref(), &number(spawn.slot.0));
 
         set(&mut env, "PHALANX_GENERATION".as_ref(), &number(spawn.generation.0));
-        if let Some(name) = &self.name {
+        set(&mut env, "PHALANX_ORPHANS".as_ref(), self.is.orphans.name().as_ref());
+        if let Some(notify) = notify {
+            set(&mut env, "NOTIFY_SOCKET".as_ref(), notify);
+        }
+        if let Some(name) = &self.is.cluster {
             set(&mut env, "PHALANX_CLUSTER".as_ref(), name.as_ref());
         }
 
         let null = File::open("/dev/null").map_err(sentence)?;
         command.fds.push((0, null.into()));
         let mut pipes = Vec::new();
-        for (target, is_stderr, output) in [(1, false, &self.stdout), (2, true, &self.stderr)] {
+        for (target, is_stderr, output) in [(1, false, &self.is.stdout), (2, true, &self.is.stderr)] {
             let file = match output {
                 Output::Inherit => continue,
                 Output::Null => File::options().write(true).open("/dev/null").map_err(sentence)?.into(),
@@ -135,15 +135,15 @@ impl Program {
             set(&mut env, "LISTEN_FDS".as_ref(), &number(lent.len() as u32));
             set(&mut env, "LISTEN_FDNAMES".as_ref(), names.join(":").as_ref());
             command.pid_env.push(("LISTEN_PID".into(), OsString::new()));
-            for (_, fd) in &lent {
+            for (_, fd) in lent {
                 command.fds.push((next, fd.try_clone().map_err(sentence)?));
                 next += 1;
             }
         }
         let mut channel = None;
-        if self.speaks != Speaks::Nothing {
+        if self.is.speaks != Speaks::Nothing {
             let (ours, theirs) = Channel::pair().map_err(sentence)?;
-            if self.speaks == Speaks::Node {
+            if self.is.speaks == Speaks::Node {
                 set(&mut env, "NODE_CHANNEL_FD".as_ref(), &number(next as u32));
                 set(&mut env, "NODE_UNIQUE_ID".as_ref(), &number(spawn.worker.0));
                 set(&mut env, "NODE_CHANNEL_SERIALIZATION_MODE".as_ref(), "json".as_ref());
@@ -157,7 +157,7 @@ impl Program {
             command.fds.push((next, theirs));
             channel = Some(ours);
         }
-        if let Some(config) = &self.config {
+        if let Some(config) = &self.is.config {
             next += i32::from(channel.is_some());
             command.pid_env.push(("PHALANX_CONFIG".into(), format!("{next}:").into()));
             command.fds.push((next, config.try_clone().map_err(sentence)?));

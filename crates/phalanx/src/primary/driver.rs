@@ -6,8 +6,11 @@
 //! the thread that forked it ends (K-52).
 
 use super::Primary as Handle;
-use super::child::{Born, Program};
+use super::child::Born;
+use super::facts;
 use super::output::{Output, Pipe};
+use super::program::{Description, Program};
+use super::reload::Outcome;
 use super::sockets::{self, Socket};
 use super::tasks::{self, Link};
 use crate::builder::Builder;
@@ -16,9 +19,10 @@ use crate::event::{Event, Hub};
 use crate::watch::watch;
 use phalanx_core::wire::Payload;
 use phalanx_core::{
-    Action, Blocked, Carried, Ended, Event as CoreEvent, Examined, Hurry, Primary, SendError, Slot, SocketId,
-    Spawn, State, Status, Time, WorkerId,
+    Action, Blocked, Carried, Ended, Event as CoreEvent, Examined, Generation, Hurry, Primary, SendError,
+    Slot, SocketId, Spawn, State, Status, Time, WorkerId,
 };
+use phalanx_os::notify::NotifySocket;
 use phalanx_os::{Process, Signal, Touched, conn, listener};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -45,6 +49,8 @@ pub(super) struct Child {
     reader: Option<AbortHandle>,
     writable: Rc<Notify>,
     pipes: Vec<Rc<Pipe>>,
+    /// Sockets that it was born with.
+    lent: Vec<Arc<OwnedFd>>,
 }
 
 pub(super) struct Door {
@@ -59,7 +65,13 @@ type Waiter = (WorkerId, fn(State) -> bool, oneshot::Sender<()>);
 pub(crate) struct Driver {
     pub(super) core: Primary<OwnedFd>,
     pub(super) start: Instant,
-    program: Program,
+    /// What the latest generation that was asked for runs.
+    pub(super) latest: Rc<Program>,
+    pub(super) programs: BTreeMap<Generation, Rc<Program>>,
+    pub(super) reloads: BTreeMap<Generation, oneshot::Sender<Outcome>>,
+    notify: Option<Rc<NotifySocket>>,
+    /// What the kernel has killed for lack of memory, as far as we have looked.
+    oom_kills: u64,
     pub(super) children: BTreeMap<WorkerId, Child>,
     pub(super) doors: BTreeMap<SocketId, Door>,
     inherited: Vec<Arc<OwnedFd>>,
@@ -145,31 +157,17 @@ fn phalanx_force_sigchld() -> bool {
 }
 
 impl Driver {
-    fn new(builder: Builder) -> Result<Rc<RefCell<Driver>>> {
-        let name = builder.program.clone().ok_or(Error::NoProgram)?;
-        let cwd = builder.cwd.clone().unwrap_or_else(|| ".".into());
-        let path = phalanx_os::spawn::resolve(&name, std::env::var_os("PATH").as_deref(), &cwd)
-            .map_err(|source| Error::Program { program: (&name).into(), source })?;
-        let config = builder.payload.map(|bytes| phalanx_os::memory::sealed("phalanx-config", &bytes));
-        let config = config
-            .transpose()
-            .map_err(|source| Error::System { what: "cannot keep the configuration in memory", source })?;
+    fn new(mut builder: Builder) -> Result<Rc<RefCell<Driver>>> {
         let tell = [&builder.stdout, &builder.stderr].map(crate::Output::tell);
-        let program = Program {
-            path: std::path::absolute(&path).unwrap_or(path),
-            arg0: name,
-            args: builder.args,
-            env: builder.env,
-            cwd: builder.cwd,
-            stdout: builder.stdout,
-            stderr: builder.stderr,
-            env_clear: builder.env_clear,
-            account: builder.account,
-            name: builder.name,
-            config,
-            speaks: builder.config.speaks,
-            open_files: builder.open_files,
+        let program = Rc::new(Program::read(Description::of(&mut builder)?)?);
+        let notify = match builder.config.ready {
+            phalanx_core::Ready::Notify => Some(facts::notify_socket().map_err(|source| Error::System {
+                what: "cannot make a socket for what workers say about their readiness",
+                source,
+            })?),
+            _ => None,
         };
+        let notify = notify.map(Rc::new);
         let wanted = builder.config.wanted;
         let mut config = builder.config;
         config.seed = u64::from(std::process::id());
@@ -179,7 +177,11 @@ impl Driver {
                 core: Primary::new(config),
                 hub: Hub::default(),
                 start: Instant::now(),
-                program,
+                latest: Rc::clone(&program),
+                programs: BTreeMap::from([(Generation(1), program)]),
+                reloads: BTreeMap::new(),
+                notify: notify.clone(),
+                oom_kills: phalanx_os::cgroup::oom_kills().unwrap_or(0),
                 children: BTreeMap::new(),
                 doors: BTreeMap::new(),
                 inherited: builder.inherited,
@@ -198,6 +200,9 @@ impl Driver {
         });
         {
             let mut it = driver.borrow_mut();
+            if let Some(socket) = notify {
+                tokio::task::spawn_local(facts::hear_notices(it.me.clone(), socket));
+            }
             for listener in builder.listen {
                 it.core.configure_listener(&listener.name, listener.spec, plain).map_err(Error::Config)?;
                 it.drive();
@@ -251,6 +256,51 @@ impl Driver {
         sent
     }
 
+    /// A connection to this very worker.
+    pub(super) fn connect(
+        &mut self,
+        worker: WorkerId,
+        key: &str,
+    ) -> io::Result<std::os::unix::net::UnixStream> {
+        let (ours, theirs) = conn::unix_pair()?;
+        if !self.address(worker, key, theirs) {
+            let why = format!("worker {worker} does not hold the listener `{key}`");
+            return Err(io::Error::new(io::ErrorKind::NotFound, why));
+        }
+        conn::set_nonblocking(&ours, false)?;
+        Ok(ours.into())
+    }
+
+    /// A process says that it is ready.
+    pub(super) fn notified(&mut self, pid: u32) {
+        let worker = self.children.iter().find(|(_, child)| child.process.pid() == pid).map(|(id, _)| *id);
+        if let Some(worker) = worker {
+            let now = self.now();
+            self.core.handle_notified(now, worker);
+        }
+    }
+
+    pub(super) fn scale(&mut self, change: impl FnOnce(u32) -> u32) -> Option<u32> {
+        let now = self.now();
+        let wanted = change(self.core.wanted()?).max(1);
+        self.core.set_wanted(now, wanted);
+        self.drive();
+        Some(wanted)
+    }
+
+    pub(super) fn restart(&mut self, slot: Slot) -> bool {
+        let now = self.now();
+        let begun = self.core.restart(now, slot);
+        self.drive();
+        begun
+    }
+
+    pub(super) fn end(&mut self, worker: WorkerId, hurry: Hurry) {
+        let now = self.now();
+        self.core.end(now, worker, hurry);
+        self.drive();
+    }
+
     pub(super) fn address(&mut self, worker: WorkerId, key: &str, connection: OwnedFd) -> bool {
         let given = self.core.address(worker, key, connection).is_ok();
         self.drive();
@@ -278,6 +328,8 @@ impl Driver {
         let mut status = self.core.status(self.now());
         for worker in &mut status.workers {
             worker.rss_kib = phalanx_os::host::memory_kib(worker.pid).ok().map(|memory| memory.rss_kib);
+            let program = self.programs.get(&worker.generation);
+            worker.changed = program.is_some_and(|program| program.has_changed());
         }
         for listener in &mut status.listeners {
             if let Some(queue) = self
@@ -372,7 +424,11 @@ impl Driver {
                 self.core.handle_examined(connection, examined);
             }
             Action::Forget { worker } => {
-                self.children.remove(&worker);
+                if let Some(child) = self.children.remove(&worker)
+                    && child.process.signal_group(Signal::TERM).unwrap_or(false)
+                {
+                    tokio::task::spawn_local(tasks::end_group(child.process));
+                }
             }
             Action::Measure { worker } => {
                 let pid = self.children.get(&worker).map(|child| child.process.pid());
@@ -381,18 +437,33 @@ impl Driver {
                     self.core.handle_memory(now, worker, memory.rss_kib << 10);
                 }
             }
-            Action::Watch { .. } | Action::Probe { .. } | Action::Retire { .. } => {}
+            Action::Watch { worker } => {
+                if let Some(child) = self.children.get(&worker) {
+                    let (pid, lent) = (child.process.pid(), child.lent.clone());
+                    tokio::task::spawn_local(facts::watch_sockets(self.me.clone(), worker, pid, lent));
+                }
+            }
+            Action::Probe { worker, key, path } => {
+                let connection = self.connect(worker, &key);
+                tokio::task::spawn_local(facts::probe(self.me.clone(), worker, connection, path));
+            }
+            Action::Retire { generation } => {
+                self.programs.remove(&generation);
+            }
             other => tracing::error!(?other, "an action that this driver does not know"),
         }
     }
 
     fn spawn(&mut self, spawn: &Spawn) {
-        let lent = spawn
+        let lent: Vec<(String, Arc<OwnedFd>)> = spawn
             .lend
             .iter()
             .filter_map(|(name, socket)| Some((name.clone(), Arc::clone(&self.doors.get(socket)?.socket.fd))))
             .collect();
-        let born = self.program.spawn(spawn, lent).and_then(|born| self.adopt(spawn, born));
+        let program = self.programs.get(&spawn.generation).unwrap_or(&self.latest);
+        let notify = self.notify.as_ref().map(|socket| socket.path());
+        let lent_fds = lent.iter().map(|(_, fd)| Arc::clone(fd)).collect();
+        let born = program.spawn(spawn, &lent, notify).and_then(|born| self.adopt(spawn, born, lent_fds));
         if let Err(error) = &born {
             self.fork_error = Some(error.clone());
         }
@@ -400,7 +471,7 @@ impl Driver {
         self.core.handle_spawned(now, spawn.worker, born);
     }
 
-    fn adopt(&mut self, spawn: &Spawn, born: Born) -> Result<u32, String> {
+    fn adopt(&mut self, spawn: &Spawn, born: Born, lent: Vec<Arc<OwnedFd>>) -> Result<u32, String> {
         let pid = born.process.pid();
         let worker = spawn.worker;
         let mut pipes = Vec::new();
@@ -412,7 +483,7 @@ impl Driver {
             pipes.push(pipe);
         }
         let writable = Rc::new(Notify::new());
-        let mut child = Child { process: born.process, link: None, reader: None, writable, pipes };
+        let mut child = Child { process: born.process, link: None, reader: None, writable, pipes, lent };
         if let Some(channel) = born.channel {
             let link = watch(Link(channel), Interest::READABLE)
                 .map_err(|error| format!("cannot watch a channel: {error}"))?;
@@ -525,6 +596,7 @@ impl Driver {
                 Ended::Code(-1)
             }
         };
+        let ended = self.explain(ended);
         // BEFORE the exit is told: what it acknowledged and then died is in the channel (K-15).
         while self.read(worker) == Some(true) {}
         self.last_words(worker);
@@ -536,6 +608,15 @@ impl Driver {
         self.core.handle_exit(now, worker, ended);
         self.drive();
         true
+    }
+
+    /// A worker that was killed may have been so by the kernel, which says it elsewhere.
+    fn explain(&mut self, ended: Ended) -> Ended {
+        if !matches!(ended, Ended::Signal(signal, _) if signal == Signal::KILL.as_raw()) {
+            return ended;
+        }
+        let kills = phalanx_os::cgroup::oom_kills().unwrap_or(self.oom_kills);
+        if std::mem::replace(&mut self.oom_kills, kills) < kills { Ended::OutOfMemory } else { ended }
     }
 
     /// Reads a pipe of a worker's once, as [`Output::read`] does.
@@ -568,10 +649,27 @@ impl Driver {
                 }
                 self.over.notify_one();
             }
+            CoreEvent::Reloaded { generation } => self.reloaded(*generation),
+            CoreEvent::ReloadAborted { generation, why } => {
+                let lines = why.worker().map(|worker| self.output.tail_of(worker)).unwrap_or_default();
+                self.reload_aborted(*generation, why.clone(), lines);
+            }
             _ => {}
         }
-        if let Some(event) = Event::of(event) {
-            self.hub.tell(&event);
+        let Some(mut event) = Event::of(event) else { return };
+        match &mut event {
+            Event::Exit { worker, last_lines, exited_after_disconnect: false, .. } => {
+                *last_lines = self.output.tail_of(*worker);
+            }
+            Event::ReloadAborted { why, last_lines, .. } => {
+                *last_lines = why.worker().map(|worker| self.output.tail_of(worker)).unwrap_or_default();
+            }
+            Event::Hung { worker, seen, .. } => {
+                let pid = self.children.get(worker).map(|child| child.process.pid());
+                *seen = pid.map(phalanx_os::look::at).unwrap_or_default();
+            }
+            _ => {}
         }
+        self.hub.tell(&event);
     }
 }

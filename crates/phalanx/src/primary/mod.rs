@@ -2,17 +2,22 @@
 
 mod child;
 pub(crate) mod driver;
+mod facts;
 mod outlet;
 mod output;
+mod program;
+mod reload;
 mod sockets;
 mod tasks;
 
+use crate::builder::Builder;
 use crate::error::{Error, ForkError, Result};
 use crate::event::Events;
 use driver::{Command, Driver};
 pub(crate) use outlet::Tell;
 use phalanx_core::wire::Payload;
 use phalanx_core::{Hurry, SendError, State, Status, WorkerId, WorkerView};
+pub use reload::{Reload, ReloadError};
 use serde::Serialize;
 use std::future::Future;
 use std::os::unix::net::UnixStream;
@@ -125,6 +130,44 @@ impl Primary {
         Progress(progress)
     }
 
+    /// Replaces every worker by one of a new generation, one after the other, with the program and our own
+    /// environment read anew. The old ones serve until the new ones are ready ([`Ready`](crate::Ready)). The
+    /// first new one that cannot start, ends or is not ready in time ends the reload, and all is as before. A
+    /// reload that is under way is superseded.
+    pub fn reload(&self) -> Reload {
+        self.reloading(None)
+    }
+
+    /// The same, with the program, arguments, variables, directory, user and configuration described anew. The
+    /// listeners, the policy and the times stay as they are.
+    pub fn reload_with(&self, described: Builder) -> Reload {
+        self.reloading(Some(described))
+    }
+
+    fn reloading(&self, described: Option<Builder>) -> Reload {
+        let (done, outcome) = oneshot::channel();
+        let command: Command = Box::new(move |driver| driver.reload(described, done));
+        let _ = self.commands.0.send(command);
+        Reload(outcome)
+    }
+
+    /// From now on so many workers are wanted, at least one. They come and go as in a reload. The answer is the
+    /// number, or `None` where workers are forked by hand.
+    pub fn scale(&self, workers: u32) -> Option<u32> {
+        self.ask(move |driver| driver.scale(|_| workers)).ok().flatten()
+    }
+
+    /// The same, with so many more than now, or fewer.
+    pub fn scale_by(&self, change: i32) -> Option<u32> {
+        self.ask(move |driver| driver.scale(|wanted| wanted.saturating_add_signed(change))).ok().flatten()
+    }
+
+    /// Replaces the worker of a slot by one that runs the same: the successor is ready first. One that waits to
+    /// be started is started now. Whether there was anything to do.
+    pub fn restart(&self, slot: crate::Slot) -> bool {
+        self.ask(move |driver| driver.restart(slot)).unwrap_or(false)
+    }
+
     /// The last lines that the worker of a slot printed, oldest first, if output is captured.
     pub fn last_lines(&self, slot: phalanx_core::Slot) -> Vec<String> {
         self.ask(move |driver| driver.last_lines(slot)).unwrap_or_default()
@@ -198,17 +241,10 @@ impl WorkerRef {
     ///
     /// It does not hold a listener with this key or name.
     pub fn connect(&self, listener: &str) -> std::io::Result<UnixStream> {
-        let (ours, theirs) = phalanx_os::conn::unix_pair()?;
         let (id, key) = (self.id, listener.to_owned());
-        let given = self.primary.ask(move |driver| driver.address(id, &key, theirs)).unwrap_or(false);
-        if !given {
-            return Err(std::io::Error::new(
-                std::io::ErrorKind::NotFound,
-                format!("worker {id} does not hold the listener `{listener}`"),
-            ));
-        }
-        phalanx_os::conn::set_nonblocking(&ours, false)?;
-        Ok(UnixStream::from(ours))
+        self.primary
+            .ask(move |driver| driver.connect(id, &key))
+            .unwrap_or_else(|error| Err(std::io::Error::other(error)))
     }
 
     /// Asks it to leave, and leaves its process alone. Done when its channel is closed.
@@ -220,6 +256,19 @@ impl WorkerRef {
     /// when its process has ended.
     pub fn kill(&self, signal: i32) -> Progress {
         self.leave(Some(signal), |state| !state.is_alive())
+    }
+
+    /// Ends it now, without a drain: by the stop signal, then SIGKILL; or by SIGKILL at once. Done when its process
+    /// has ended.
+    pub fn end(&self, hurry: Hurry) -> Progress {
+        let (done, progress) = oneshot::channel();
+        let id = self.id;
+        let command: Command = Box::new(move |driver| {
+            driver.when(id, |state| !state.is_alive(), done);
+            driver.end(id, hurry);
+        });
+        let _ = self.primary.commands.0.send(command);
+        Progress(progress)
     }
 
     fn leave(&self, then: Option<i32>, until: fn(State) -> bool) -> Progress {

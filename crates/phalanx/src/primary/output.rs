@@ -11,8 +11,10 @@ use std::os::fd::OwnedFd;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Lines that are kept of each slot.
+/// Lines that are kept of each worker.
 const KEPT: usize = 20;
+/// Workers of a slot whose lines are kept: the present one, its successor, and one that is gone.
+const REMEMBERED: usize = 3;
 /// A line is cut here.
 const LONGEST: usize = 16 * 1024;
 
@@ -40,7 +42,7 @@ pub(super) struct Output {
     /// Of stdout and stderr, here and below: who does not read the one still gets the other.
     tell: [Option<Tell>; 2],
     outlets: [Option<Outlet>; 2],
-    tails: BTreeMap<Slot, VecDeque<String>>,
+    tails: BTreeMap<WorkerId, (Slot, VecDeque<String>)>,
     dropped: u64,
     burst: bool,
 }
@@ -88,13 +90,24 @@ impl Output {
         let text = String::from_utf8_lossy(&line);
         let text: String =
             text.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect();
-        let tail = self.tails.entry(pipe.slot).or_default();
+        self.keep(pipe, text.clone());
+        let &Pipe { worker, slot, is_stderr, .. } = pipe;
+        self.push(Printed { worker, slot, is_stderr, text });
+    }
+
+    fn keep(&mut self, pipe: &Pipe, text: String) {
+        let (_, tail) = self.tails.entry(pipe.worker).or_insert_with(|| (pipe.slot, VecDeque::new()));
+        let is_new = tail.is_empty();
         if tail.len() == KEPT {
             tail.pop_front();
         }
-        tail.push_back(text.clone());
-        let &Pipe { worker, slot, is_stderr, .. } = pipe;
-        self.push(Printed { worker, slot, is_stderr, text });
+        tail.push_back(text);
+        if is_new {
+            let of_slot = self.tails.iter().filter(|(_, (slot, _))| *slot == pipe.slot);
+            let mut old: Vec<WorkerId> = of_slot.map(|(id, _)| *id).collect();
+            old.truncate(old.len().saturating_sub(REMEMBERED));
+            self.tails.retain(|id, _| !old.contains(id));
+        }
     }
 
     fn push(&mut self, line: Printed) {
@@ -120,8 +133,14 @@ impl Output {
         std::mem::take(&mut self.burst)
     }
 
-    /// The last lines of a slot, oldest first.
+    /// The last lines of the latest worker of a slot that printed any, oldest first.
     pub(super) fn tail(&self, slot: Slot) -> Vec<String> {
-        self.tails.get(&slot).map(|tail| tail.iter().cloned().collect()).unwrap_or_default()
+        let latest = self.tails.values().rfind(|(of, _)| *of == slot);
+        latest.map(|(_, tail)| tail.iter().cloned().collect()).unwrap_or_default()
+    }
+
+    /// The last lines of one worker, oldest first, for a while after its end.
+    pub(super) fn tail_of(&self, worker: WorkerId) -> Vec<String> {
+        self.tails.get(&worker).map(|(_, tail)| tail.iter().cloned().collect()).unwrap_or_default()
     }
 }

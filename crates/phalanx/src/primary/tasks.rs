@@ -4,7 +4,7 @@ use super::driver::Driver;
 use super::output::Pipe;
 use crate::watch::watch;
 use phalanx_core::{SocketId, WorkerId};
-use phalanx_os::{AcceptError, Channel, listener};
+use phalanx_os::{AcceptError, Channel, Process, Signal, listener};
 use std::cell::RefCell;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::rc::{Rc, Weak};
@@ -19,6 +19,9 @@ const BATCH: usize = 64;
 /// How long a full channel rests when there is no fd to wait with.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
+/// From the SIGTERM to the SIGKILL for what a worker leaves behind.
+const LEFT_BEHIND: Duration = Duration::from_secs(1);
+
 /// A channel, as one task waits for it and the driver writes to it.
 #[derive(Debug)]
 pub(super) struct Link(pub(super) Channel);
@@ -30,7 +33,7 @@ impl AsRawFd for Link {
 }
 
 /// Enters the driver and lets it act on what happened. `None` when the cluster is over.
-fn enter<T>(driver: &Weak<RefCell<Driver>>, step: impl FnOnce(&mut Driver) -> T) -> Option<T> {
+pub(super) fn enter<T>(driver: &Weak<RefCell<Driver>>, step: impl FnOnce(&mut Driver) -> T) -> Option<T> {
     let driver = driver.upgrade()?;
     let mut driver = driver.borrow_mut();
     let result = step(&mut driver);
@@ -98,6 +101,21 @@ pub(super) async fn await_exit(driver: Weak<RefCell<Driver>>, worker: WorkerId, 
             return;
         }
         ready.clear_ready();
+    }
+}
+
+/// What a worker has left behind in its process group, and what ignores SIGTERM, is killed: after a while, or
+/// when the cluster ends.
+pub(super) async fn end_group(process: Process) {
+    let _last = KillGroup(process);
+    tokio::time::sleep(LEFT_BEHIND).await;
+}
+
+struct KillGroup(Process);
+
+impl Drop for KillGroup {
+    fn drop(&mut self) {
+        let _ = self.0.signal_group(Signal::KILL);
     }
 }
 

@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::queue::Queue;
+use crate::settings::Orphans;
 use crate::watch::watch;
 
 /// The most that waits to be written before [`send`](super::Worker::send) says so.
@@ -327,11 +328,23 @@ impl Driver {
 
     /// The primary is gone.
     fn ended(&mut self) {
-        if !self.draining {
-            // CHILD-02: nobody would ever give this process anything to do, or end it.
-            exit();
+        if self.draining {
+            return self.close_channel();
         }
-        self.close_channel();
+        match Orphans::of_this_worker() {
+            // CHILD-02: nobody would ever give this process anything to do, or end it.
+            Orphans::Exit => exit(),
+            Orphans::Drain => {
+                self.drain();
+                self.close_channel();
+                std::thread::spawn(|| {
+                    std::thread::sleep(ORPHAN_DRAIN);
+                    exit();
+                });
+            }
+            // What it holds itself goes on giving it connections.
+            Orphans::Serve => self.close_channel(),
+        }
     }
 
     fn close_channel(&mut self) {
@@ -514,6 +527,9 @@ fn refusal(errno: i32) -> io::Error {
     }
     io::Error::from_raw_os_error(errno)
 }
+
+/// How long a worker without its primary may drain.
+const ORPHAN_DRAIN: Duration = Duration::from_secs(5);
 
 #[expect(clippy::exit, reason = "a worker without its primary ends at once")]
 fn exit() -> ! {
