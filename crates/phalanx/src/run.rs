@@ -197,7 +197,8 @@ impl Outcome {
                 self.started.insert(*slot);
                 self.slots.insert(*worker, *slot);
             }
-            Event::Listening { .. } | Event::Ready { .. } => self.listened = true,
+            // Ready says less: by default a worker is ready when it is up.
+            Event::Listening { .. } => self.listened = true,
             Event::Message { worker, message, .. } => {
                 if let Ok(Failed { phalanx_service_failed: error }) = Failed::deserialize(message)
                     && let Some(slot) = self.slots.get(worker)
@@ -249,6 +250,7 @@ mod tests {
             exited_after_disconnect: false,
             taken: 0,
             unacknowledged: 0,
+            last_lines: Vec::new(),
         };
         let hear = |outcome: &mut Outcome, events: &[Event]| events.iter().any(|event| outcome.hear(event));
         let mut outcome = Outcome::default();
