@@ -2,14 +2,19 @@
 
 #[path = "sim/deploy.rs"]
 mod deploy;
+#[path = "sim/kinds.rs"]
+mod kinds;
 #[path = "sim/net.rs"]
 mod net;
 #[path = "sim/process.rs"]
 mod process;
+#[path = "sim/rules.rs"]
+mod rules;
 #[path = "sim/world.rs"]
 mod world;
 
-use phalanx_core::{Ended, Hurry, Policy};
+use phalanx_core::wire::Family;
+use phalanx_core::{Ended, Hurry, Mechanism, Policy, Speaks};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -89,6 +94,101 @@ fn a_connection_that_kills_is_not_given_on_for_ever() {
     world.stop(Hurry::Graceful).settle().assert_over();
 }
 
+fn of_kind(family: Family, mechanism: Mechanism, speaks: Speaks) -> World {
+    let mut world = World::with(7, Policy::RoundRobin, 16, Faults::default(), |config| {
+        config.mechanism = mechanism;
+        config.speaks = speaks;
+    });
+    world.family = family;
+    world
+}
+
+#[test]
+fn a_shared_socket_outlives_its_workers() {
+    for speaks in [Speaks::Phalanx, Speaks::Node] {
+        let mut world = of_kind(Family::Tcp4, Mechanism::Share, speaks);
+        world.want(3).quiet().connect(30).settle();
+        assert_eq!(world.served.len(), 30);
+        assert_eq!(world.primary.ledger().totals.accepted, 0, "the primary is not in the path");
+        for victim in world.living() {
+            world.crash(victim, Ended::Signal(9, false));
+        }
+        world.connect(9).settle();
+        assert_eq!(world.served.len(), 39);
+        // Two roads, one key.
+        let addressed = world.living()[2];
+        world.address(addressed).settle();
+        assert_eq!(world.served.last_key_value().map(|(_, by)| *by), Some(addressed));
+        assert_eq!(world.primary.ledger().totals.taken, 1);
+        world.stop(Hurry::Graceful).settle().assert_over();
+    }
+}
+
+#[test]
+fn unix_sockets_are_handed_off_and_datagrams_shared() {
+    let mut world = of_kind(Family::Unix, Mechanism::Auto, Speaks::Phalanx);
+    world.want(3).quiet().connect(30).settle();
+    assert_eq!(world.primary.ledger().totals.taken, 30);
+    world.stop(Hurry::Graceful).settle().assert_over();
+    let mut world = of_kind(Family::Udp4, Mechanism::Auto, Speaks::Phalanx);
+    world.want(3).settle();
+    assert_eq!(world.primary.status(world.now).listeners[0].mechanism, Mechanism::Share);
+    world.stop(Hurry::Graceful).settle().assert_over();
+}
+
+#[test]
+fn plain_programs_are_born_with_what_is_configured() {
+    for speaks in [Speaks::Nothing, Speaks::Perhaps] {
+        let mut world = of_kind(Family::Tcp4, Mechanism::Auto, speaks);
+        world.configure(PORT as u16).want(3).quiet().connect(20).settle();
+        assert_eq!(world.served.len(), 20, "{speaks:?}");
+        for victim in world.living() {
+            world.crash(victim, Ended::Code(1));
+        }
+        world.connect(5).settle();
+        assert_eq!((world.served.len(), world.living().len()), (25, 3), "{speaks:?}");
+        world.stop(Hurry::Graceful).settle().assert_over();
+    }
+}
+
+#[test]
+fn a_configured_listener_stays_when_all_have_left() {
+    let mut world = world();
+    world.configure(PORT as u16).fork(2).quiet();
+    for id in world.living() {
+        world.leave(id, Some(15));
+    }
+    world.settle();
+    assert!(world.living().is_empty());
+    world.connect(5).quiet().fork(1).settle();
+    assert_eq!(world.served.len(), 5, "they waited for somebody");
+    world.stop(Hurry::Graceful).settle().assert_over();
+}
+
+#[test]
+fn messages_and_their_handles_arrive_once_and_in_order() {
+    let mut world = world();
+    world.fork(2).quiet();
+    let workers = world.living();
+    for n in 0..50 {
+        world.say(workers[n % 2], n % 3 == 0).tell(workers[n % 2], n % 5 == 0).steps(3);
+    }
+    world.settle();
+    assert_eq!(world.told.count, 100);
+    world.stop(Hurry::Graceful).settle().assert_over();
+}
+
+#[test]
+fn who_breaks_the_protocol_costs_itself_only() {
+    let mut world = world();
+    world.want(3).quiet().connect(9).steps(40);
+    let bad = world.living()[1];
+    world.garble(bad).settle();
+    assert!(!world.living().contains(&bad));
+    assert_eq!((world.living().len(), world.served.len()), (3, 9));
+    world.stop(Hurry::Graceful).settle().assert_over();
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Op {
     Fork,
@@ -102,6 +202,9 @@ enum Op {
     Cut(usize),
     CloseServer(usize),
     Listen(usize, i32),
+    Say(usize, bool),
+    Tell(usize, bool),
+    Garble(usize),
     Steps(usize),
     Run(u64),
 }
@@ -120,7 +223,10 @@ fn op() -> impl Strategy<Value = Op> {
         1 => who.clone().prop_map(Op::Address),
         1 => who.clone().prop_map(Op::Cut),
         1 => who.clone().prop_map(Op::CloseServer),
-        1 => (who, PORT..PORT + 2).prop_map(|(n, port)| Op::Listen(n, port)),
+        1 => (who.clone(), PORT..PORT + 2).prop_map(|(n, port)| Op::Listen(n, port)),
+        1 => (who.clone(), any::<bool>()).prop_map(|(n, handle)| Op::Say(n, handle)),
+        1 => (who.clone(), any::<bool>()).prop_map(|(n, handle)| Op::Tell(n, handle)),
+        1 => who.prop_map(Op::Garble),
         6 => (1..80_usize).prop_map(Op::Steps),
         3 => (1..3000_u64).prop_map(Op::Run),
     ]
@@ -156,6 +262,9 @@ fn apply(world: &mut World, op: Op) {
         | Op::Address(n)
         | Op::Cut(n)
         | Op::CloseServer(n)
+        | Op::Say(n, _)
+        | Op::Tell(n, _)
+        | Op::Garble(n)
         | Op::Listen(n, _) => {
             let Some(id) = world.pick(n) else { return };
             match op {
@@ -167,6 +276,9 @@ fn apply(world: &mut World, op: Op) {
                 Op::Address(_) => world.address(id),
                 Op::Cut(_) => world.cut(id),
                 Op::Listen(_, port) => world.listen_again(id, port),
+                Op::Say(_, handle) => world.say(id, handle),
+                Op::Tell(_, handle) => world.tell(id, handle),
+                Op::Garble(_) => world.garble(id),
                 _ => world.close_server(id),
             }
         }
@@ -176,7 +288,7 @@ fn apply(world: &mut World, op: Op) {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 128,
+        cases: 256,
         failure_persistence: None,
         rng_seed: proptest::test_runner::RngSeed::Fixed(0x70_68_61_6c),
         ..ProptestConfig::default()
@@ -185,14 +297,25 @@ proptest! {
     #[test]
     fn whatever_happens(
         seed in any::<u64>(),
-        sticky in any::<bool>(),
+        policy in prop_oneof![Just(Policy::RoundRobin), Just(Policy::Sticky), Just(Policy::None)],
+        mechanism in prop_oneof![Just(Mechanism::Auto), Just(Mechanism::Handoff), Just(Mechanism::Share)],
+        speaks in prop_oneof![3 => Just(Speaks::Phalanx), 1 => Just(Speaks::Perhaps), 1 => Just(Speaks::Nothing)],
+        family in prop_oneof![3 => Just(Family::Tcp4), 1 => Just(Family::Unix), 1 => Just(Family::Udp4)],
+        configured in any::<bool>(),
         window in 1..5_u32,
         faults in prop_oneof![Just(Faults::default()), faults()],
         first in 0..4_usize,
         ops in prop::collection::vec(op(), 1..60),
     ) {
-        let policy = if sticky { Policy::Sticky } else { Policy::RoundRobin };
-        let mut world = World::new(seed, policy, window, faults);
+        let mut world = World::with(seed, policy, window, faults, |config| {
+            config.mechanism = mechanism;
+            config.speaks = speaks;
+        });
+        world.family = family;
+        // What cannot be had is refused before anything starts.
+        if configured && (world.speaks() || mechanism != Mechanism::Handoff) {
+            world.configure(PORT as u16);
+        }
         world.fork(first);
         for op in ops {
             apply(&mut world, op);

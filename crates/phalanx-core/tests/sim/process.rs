@@ -4,7 +4,6 @@ use crate::net::{Conn, Pipe};
 use crate::world::MAX;
 use phalanx_core::wire::{Family, ListenRequest};
 use phalanx_core::{Ended, Listen, Offer, Time, Worker};
-use std::net::IpAddr;
 
 /// One worker's process, and both directions of its channel.
 pub(crate) struct Process {
@@ -18,13 +17,20 @@ pub(crate) struct Process {
     /// The primary's end, and the worker's.
     pub(crate) ours: bool,
     pub(crate) theirs: bool,
+    /// The primary has been told of the end of its channel.
+    pub(crate) hung_up: bool,
     /// The worker has seen the end of its channel.
     pub(crate) eof: bool,
     pub(crate) full: bool,
     pub(crate) leaving: bool,
     pub(crate) closing: bool,
     pub(crate) stalled: bool,
+    /// It does not know that it has a channel.
+    pub(crate) plain: bool,
     pub(crate) listens: Vec<Listen>,
+    /// Listening sockets of its own: asked for, and what it was started with.
+    pub(crate) shared: Vec<(Listen, Conn)>,
+    pub(crate) lent: Vec<Conn>,
     pub(crate) offers: Vec<(Time, Offer, Listen, Conn)>,
     pub(crate) served: Vec<Conn>,
 }
@@ -40,28 +46,51 @@ impl Process {
             up: Pipe::default(),
             ours: true,
             theirs: true,
+            hung_up: false,
             eof: false,
             full: false,
             leaving: false,
             closing: false,
             stalled: false,
+            plain: false,
             listens: Vec::new(),
+            shared: Vec::new(),
+            lent: Vec::new(),
             offers: Vec::new(),
             served: Vec::new(),
         }
     }
 
-    pub(crate) fn listen(&mut self, port: i32) {
-        let address = Some(IpAddr::from([127, 0, 0, 1]).to_string());
+    /// A plain program: with a channel that it does not know of, or without any.
+    pub(crate) fn silence(&mut self, has_channel: bool) {
+        self.plain = true;
+        self.ours = has_channel;
+        self.theirs = has_channel;
+    }
+
+    /// Whether it accepts by itself.
+    pub(crate) fn accepts(&self) -> bool {
+        !self.lent.is_empty() || !self.shared.is_empty()
+    }
+
+    pub(crate) fn listen(&mut self, port: i32, family: Family) {
+        let (address, port) = match family {
+            Family::Unix => (format!("/run/{port}.sock"), -1),
+            _ => ("127.0.0.1".to_owned(), port),
+        };
         self.worker.listen(ListenRequest {
-            address,
+            address: Some(address),
             port: Some(port),
-            family: Some(Family::Tcp4),
+            family: Some(family),
             ..ListenRequest::default()
         });
     }
 
     pub(crate) fn close_servers(&mut self) {
+        for (listen, _socket) in std::mem::take(&mut self.shared) {
+            self.offers.retain(|(_, _, of, _)| *of != listen);
+            self.worker.close(listen);
+        }
         for listen in std::mem::take(&mut self.listens) {
             // BEFORE the refusal: the primary gives its own copy to another worker.
             self.offers.retain(|(_, _, of, _)| *of != listen);
@@ -79,5 +108,7 @@ impl Process {
         self.down.clear();
         self.offers.clear();
         self.served.clear();
+        self.shared.clear();
+        self.lent.clear();
     }
 }

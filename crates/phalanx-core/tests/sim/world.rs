@@ -1,18 +1,20 @@
 //! A cluster in a bottle: one real primary, real workers, and everything between them simulated.
 
 use crate::deploy::{Build, Deploys};
+use crate::kinds::{SOCKETS, Told, place};
 use crate::net::{Conn, Dice, Open};
 use crate::process::Process;
+use phalanx_core::wire::Family;
 use phalanx_core::{
-    Action, BindSpec, Blocked, BoundAddress, Carried, Config, Ended, Event, Examined, Hurry, Policy, Primary,
-    SocketId, State, Time, WorkerEvent, WorkerId,
+    Action, BindSpec, Blocked, Carried, Config, Ended, Event, Examined, Hurry, Policy, Primary, SocketId,
+    Speaks, Time, WorkerEvent, WorkerId,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
 const EADDRINUSE: i32 = 98;
-const LONGEST_REST: Duration = Duration::from_millis(100);
+pub(crate) const LONGEST_REST: Duration = Duration::from_millis(100);
 pub(crate) const MAX: usize = 1 << 20;
 pub(crate) const PORT: i32 = 8000;
 
@@ -32,19 +34,21 @@ pub(crate) struct Faults {
     pub(crate) lose: usize,
 }
 
-struct Socket {
-    port: u16,
+pub(crate) struct Socket {
+    spec: BindSpec,
     accepting: bool,
+    /// The primary's own copy.
+    fd: Conn,
 }
 
 #[derive(Default)]
-struct Seen {
-    online: bool,
-    disconnect: bool,
-    exit: bool,
+pub(crate) struct Seen {
+    pub(crate) online: bool,
+    pub(crate) disconnect: bool,
+    pub(crate) exit: bool,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 enum Step {
     Up(WorkerId),
     Down(WorkerId),
@@ -55,6 +59,7 @@ enum Step {
     Decide(WorkerId),
     CloseOwn(WorkerId),
     Accept(SocketId),
+    AcceptOwn(WorkerId),
 }
 
 pub(crate) struct World {
@@ -63,21 +68,26 @@ pub(crate) struct World {
     pub(crate) open: Open,
     pub(crate) faults: Faults,
     pub(crate) delay_ms: usize,
-    dice: Dice,
-    window: u32,
-    strict_pump: bool,
-    processes: BTreeMap<WorkerId, Process>,
-    sockets: BTreeMap<SocketId, Socket>,
+    pub(crate) dice: Dice,
+    pub(crate) window: u32,
+    pub(crate) strict_pump: bool,
+    pub(crate) processes: BTreeMap<WorkerId, Process>,
+    pub(crate) sockets: BTreeMap<SocketId, Socket>,
     /// Completed connections that nobody has accepted.
-    backlog: VecDeque<(SocketAddr, Conn)>,
-    next: u64,
+    pub(crate) backlog: VecDeque<(SocketAddr, Conn)>,
+    pub(crate) next: u64,
     /// Who served what.
     pub(crate) served: BTreeMap<u64, WorkerId>,
-    seen: BTreeMap<WorkerId, Seen>,
+    pub(crate) seen: BTreeMap<WorkerId, Seen>,
     pub(crate) finished: u32,
     /// How many refusals there were, and when the latest was.
-    refused: (u64, Time),
+    pub(crate) refused: (u64, Time),
     pub(crate) deploys: Deploys,
+    /// What kind of address workers listen on.
+    pub(crate) family: Family,
+    pub(crate) speaks: Speaks,
+    pub(crate) violators: BTreeSet<WorkerId>,
+    pub(crate) told: Told,
     pub(crate) max_unavailable: u32,
 }
 
@@ -100,6 +110,10 @@ impl World {
         config.pending_max = 8;
         change(&mut config);
         World {
+            family: Family::Tcp4,
+            speaks: config.speaks,
+            violators: BTreeSet::new(),
+            told: Told::default(),
             max_unavailable: config.max_unavailable,
             primary: Primary::new(config),
             now: Time::ZERO,
@@ -240,7 +254,7 @@ impl World {
 
     pub(crate) fn listen_again(&mut self, id: WorkerId, port: i32) -> &mut World {
         if let Some(process) = self.processes.get_mut(&id).filter(|p| p.alive && p.theirs && !p.leaving) {
-            process.listen(port);
+            process.listen(port, self.family);
             self.write_up(id);
         }
         self
@@ -256,8 +270,12 @@ impl World {
 
     /// Until nothing more happens at this instant.
     pub(crate) fn quiet(&mut self) -> &mut World {
-        while self.step() {}
-        self
+        for _ in 0..100_000 {
+            if !self.step() {
+                return self;
+            }
+        }
+        panic!("no quiet: {:?}", self.possible());
     }
 
     /// At most so many small steps, in an order of chance.
@@ -322,7 +340,7 @@ impl World {
             }
             // The end of the channel, and the end of the process: in either order, after the last byte.
             if p.up.is_empty() || !p.ours {
-                if p.ours && !p.theirs {
+                if p.ours && !p.theirs && !p.hung_up {
                     steps.push(Step::Hangup(id));
                 }
                 if p.ended.is_some() {
@@ -332,7 +350,10 @@ impl World {
             if p.full && p.ours {
                 steps.push(Step::Writable(id));
             }
-            if p.alive && p.theirs && !p.stalled {
+            if p.alive && !p.stalled && p.accepts() && !self.backlog.is_empty() {
+                steps.push(Step::AcceptOwn(id));
+            }
+            if p.alive && p.theirs && !p.stalled && !p.plain {
                 if !p.down.is_empty() {
                     steps.push(Step::Down(id));
                 } else if !p.ours && !p.eof {
@@ -383,6 +404,9 @@ impl World {
                 }
             }
             Step::Hangup(id) => {
+                if let Some(p) = self.processes.get_mut(&id) {
+                    p.hung_up = true;
+                }
                 self.primary.handle_channel_closed(self.now, id);
             }
             Step::Reap(id) => {
@@ -402,6 +426,7 @@ impl World {
                     p.die(Ended::Code(0));
                 }
             }
+            Step::AcceptOwn(id) => self.accept_own(id),
             Step::Accept(socket) => {
                 if self.dice.percent(self.faults.starve) {
                     self.primary.handle_starved(self.now, socket);
@@ -445,11 +470,17 @@ impl World {
                 }
                 let stubborn = self.dice.percent(self.faults.stubborn);
                 let mut process = Process::new(stubborn);
+                match self.speaks {
+                    Speaks::Nothing => process.silence(false),
+                    Speaks::Perhaps if self.dice.percent(50) => process.silence(true),
+                    _ => {}
+                }
+                process.lent = spawn.lend.iter().map(|(_, socket)| self.sockets[socket].fd.dup()).collect();
                 let build = self.deploys.build(spawn.generation);
                 match build {
-                    Build::Good | Build::Mute | Build::Exits => process.listen(PORT),
+                    Build::Good | Build::Mute | Build::Exits => process.listen(PORT, self.family),
                     Build::Deaf => {}
-                    Build::WrongPort => process.listen(PORT + 7),
+                    Build::WrongPort => process.listen(PORT + 7, self.family),
                 }
                 assert!(self.processes.insert(id, process).is_none(), "{id:?} was given twice");
                 self.primary.handle_spawned(self.now, id, Ok(1000 + self.next as u32));
@@ -460,14 +491,14 @@ impl World {
                 }
             }
             Action::Bind { socket, spec, .. } => {
-                let BindSpec::Tcp { port, .. } = spec else { unreachable!("only TCP is asked for") };
-                let taken = self.sockets.values().any(|s| s.port == port);
+                let taken = self.sockets.values().any(|s| place(&s.spec) == place(&spec));
                 if taken || self.dice.percent(self.faults.bind) {
                     self.primary.handle_bound(socket, Err(EADDRINUSE));
                 } else {
-                    self.sockets.insert(socket, Socket { port, accepting: false });
-                    let address = SocketAddr::from(([127, 0, 0, 1], port));
-                    self.primary.handle_bound(socket, Ok(BoundAddress::Inet(address)));
+                    let address = place(&spec);
+                    let fd = Conn::new(SOCKETS + u64::from(socket.0), &self.open);
+                    self.sockets.insert(socket, Socket { spec, accepting: false, fd });
+                    self.primary.handle_bound(socket, Ok(address));
                 }
             }
             Action::Listen { .. } => {}
@@ -504,7 +535,7 @@ impl World {
                 let p = self.processes.remove(&worker).expect("forgotten twice");
                 assert!(!p.alive && !p.ours && p.ended.is_none(), "{worker:?} forgotten too early");
             }
-            Action::Measure { .. } => {}
+            Action::Measure { .. } | Action::Watch { .. } => {}
             Action::Retire { generation } => self.deploys.retired(generation),
             other => unreachable!("{other:?}"),
         }
@@ -528,7 +559,7 @@ impl World {
             let handle = match next.carried {
                 None => None,
                 Some(Carried::Handle(conn)) => Some(conn.dup()),
-                Some(Carried::Socket(_)) => unreachable!("nothing is shared"),
+                Some(Carried::Socket(socket)) => Some(self.sockets[&socket].fd.dup()),
             };
             // Nobody reads any more: the bytes vanish, and their handles are closed.
             if p.theirs {
@@ -540,13 +571,17 @@ impl World {
 
     // The workers' side.
 
-    fn write_up(&mut self, id: WorkerId) {
-        let Some(p) = self.processes.get_mut(&id).filter(|p| p.alive && p.theirs) else { return };
+    pub(crate) fn write_up(&mut self, id: WorkerId) {
+        let Some(p) = self.processes.get_mut(&id).filter(|p| p.alive && p.theirs && !p.plain) else { return };
         while let Some(next) = p.worker.poll_transmit() {
             let n = 1 + self.dice.below(next.bytes.len());
             let bytes = next.bytes[..n].to_vec();
+            let handle = match next.carried {
+                Some(Carried::Handle(conn)) => Some(conn.dup()),
+                None | Some(Carried::Socket(_)) => None,
+            };
             if p.ours {
-                p.up.write(bytes, None);
+                p.up.write(bytes, handle);
             }
             p.worker.handle_sent(n);
         }
@@ -559,6 +594,13 @@ impl World {
                 WorkerEvent::Granted { listen, address, .. } => {
                     p.listens.push(listen);
                     p.worker.listening(listen, address.map(|name| i32::from(name.port)));
+                }
+                WorkerEvent::Shared { listen, socket, .. } => {
+                    p.shared.push((listen, socket));
+                    p.worker.listening(listen, Some(PORT));
+                }
+                WorkerEvent::Message { message, handle } => {
+                    self.told.heard(id, message.decode().expect("a number"), handle.as_ref());
                 }
                 WorkerEvent::Refused { .. } => {}
                 WorkerEvent::Connection { listen, offer, connection } => {
@@ -594,94 +636,5 @@ impl World {
             p.die(Ended::Code(1));
         }
         self.write_up(id);
-    }
-
-    // What must hold.
-
-    fn event(&mut self, event: &Event<Conn>) {
-        let who = match event {
-            Event::Fork { worker, .. } => {
-                assert!(self.seen.insert(*worker, Seen::default()).is_none(), "{event:?} again");
-                return;
-            }
-            Event::Finished => {
-                self.finished += 1;
-                return;
-            }
-            Event::Reloaded { .. } | Event::ReloadAborted { .. } => {
-                self.deploys.ended(event);
-                return;
-            }
-            Event::Violation { .. } => panic!("{event:?}"),
-            Event::Online { worker }
-            | Event::Listening { worker, .. }
-            | Event::ListenerLeft { worker, .. }
-            | Event::Draining { worker }
-            | Event::Disconnect { worker }
-            | Event::Exit { worker, .. } => *worker,
-            _ => return,
-        };
-        let seen = self.seen.get_mut(&who).unwrap_or_else(|| panic!("{event:?} before its fork"));
-        match event {
-            Event::Online { .. } => {
-                assert!(!std::mem::replace(&mut seen.online, true), "{event:?} again");
-                assert!(!seen.disconnect && !seen.exit, "{event:?} after its end");
-            }
-            Event::Disconnect { .. } => {
-                assert!(!std::mem::replace(&mut seen.disconnect, true), "{event:?} again");
-            }
-            // It may be asked to leave before it is up.
-            Event::Draining { .. } => assert!(!seen.disconnect && !seen.exit, "{event:?} after its end"),
-            Event::Exit { .. } => assert!(!std::mem::replace(&mut seen.exit, true), "{event:?} again"),
-            _ => assert!(seen.online && !seen.disconnect && !seen.exit, "{event:?} out of order"),
-        }
-    }
-
-    pub(crate) fn check(&self) {
-        let ledger = self.primary.ledger();
-        let totals = ledger.totals;
-        assert_eq!(
-            totals.accepted,
-            ledger.pending + ledger.in_flight + totals.taken + totals.closed.total(),
-            "{ledger:?}"
-        );
-        let mut held = BTreeSet::new();
-        for p in self.processes.values().filter(|p| p.alive) {
-            for conn in p.offers.iter().map(|(.., conn)| conn).chain(&p.served) {
-                assert!(held.insert(conn.id), "connection {} is held twice", conn.id);
-            }
-        }
-        // Who has refused one rests, for at most so long.
-        let resting = self.refused.0 > 0 && self.now.since(self.refused.1) < LONGEST_REST;
-        if self.strict_pump && !resting {
-            let status = self.primary.status(self.now);
-            for listener in status.listeners.iter().filter(|listener| listener.pending > 0) {
-                for worker in listener.slots.iter().filter_map(|slot| slot.worker) {
-                    let worker = status.workers.iter().find(|w| w.id == worker).expect("it is there");
-                    let willing =
-                        matches!(worker.state, State::Online | State::Listening) && worker.hung.is_none();
-                    assert!(
-                        !willing || worker.unacknowledged >= self.window,
-                        "{worker:?} has room, {} wait",
-                        listener.pending
-                    );
-                }
-            }
-        }
-    }
-
-    /// After a stop, nothing is left anywhere.
-    pub(crate) fn assert_over(&mut self) {
-        self.check();
-        assert!(self.primary.is_empty(), "{:?}", self.primary.status(self.now));
-        assert_eq!(self.primary.poll_timeout(), None);
-        assert!(self.processes.is_empty() && self.sockets.is_empty());
-        let ledger = self.primary.ledger();
-        assert_eq!((ledger.pending, ledger.in_flight), (0, 0));
-        for (worker, seen) in &self.seen {
-            assert!(seen.exit && seen.disconnect, "{worker:?} has no end");
-        }
-        self.backlog.clear();
-        assert!(self.open.borrow().is_empty(), "left open: {:?}", self.open.borrow());
     }
 }
