@@ -1,6 +1,7 @@
 //! The test laboratory: what it takes to prove that a cluster keeps its word.
 //!
 //! - [`load`]: a client that accounts for every connection it makes;
+//! - [`network`]: networks of a test's own, and floods and scans in them;
 //! - [`process`]: programs under test, what they print, and how they must end;
 //! - [`budget`]: what is lost when things go wrong;
 //! - [`lab`]: the foreign programs (Node in several versions, uvicorn) and our fixtures.
@@ -11,5 +12,6 @@
 pub mod budget;
 pub mod lab;
 pub mod load;
+pub mod network;
 pub mod process;
 pub mod raw;

@@ -49,3 +49,14 @@ pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
     // nothing in this process; callers take each number once.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
+
+/// Puts the calling thread, and all that it starts from now on, into a network namespace of its own.
+///
+/// # Errors
+/// `EPERM` without the right to (root, or `CAP_SYS_ADMIN`).
+#[expect(unsafe_code, reason = "rustix calls it unsafe for the sake of other flags")]
+pub fn leave_network() -> io::Result<()> {
+    // SAFETY: no memory is involved, and this flag changes nothing that safe code relies on.
+    let rc = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

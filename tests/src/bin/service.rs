@@ -5,7 +5,7 @@
 //! ```
 //!
 //! `tcp` is a blocking loop, one connection at a time, `async` the same as tasks; there the slot `SLOW_SLOT` rests `SLOW_US`
-//! microseconds before each reply. Each says who answered: its slot, or `alone`.
+//! microseconds before each reply. `HOST` is where they listen. Each says who answered: its slot, or `alone`.
 
 use std::io::{self, Read, Write};
 use std::process::ExitCode;
@@ -35,8 +35,13 @@ fn rest() -> Option<Duration> {
     mine.then(|| Duration::from_micros(variable("SLOW_US").and_then(|it| it.parse().ok()).unwrap_or(2000)))
 }
 
+fn address(port: &str) -> String {
+    let host = std::env::var("HOST").unwrap_or_else(|_| "127.0.0.1".into());
+    format!("{host}:{port}")
+}
+
 fn tcp(port: &str) -> io::Result<()> {
-    let listener = net::blocking::TcpListener::bind(format!("127.0.0.1:{port}"))?;
+    let listener = net::blocking::TcpListener::bind(address(port))?;
     let (name, rest) = (name(), rest());
     println!("listening");
     for stream in listener.incoming() {
@@ -73,7 +78,7 @@ async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<(
 }
 
 async fn tasks(port: &str) -> io::Result<()> {
-    let listener = net::TcpListener::bind(format!("127.0.0.1:{port}")).await?;
+    let listener = net::TcpListener::bind(address(port)).await?;
     let mut connections = JoinSet::new();
     println!("listening");
     loop {
