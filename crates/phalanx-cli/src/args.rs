@@ -22,6 +22,18 @@ pub(crate) enum Verb {
     Status(Status),
     /// Print what has happened lately in a running instance, one JSON line an event
     Events(Events),
+    /// Replace all workers by new ones with the program read anew; what serves goes on until they are ready
+    Reload(Operation),
+    /// Replace workers by new ones that run the same program
+    Restart(Restart),
+    /// Change the number of workers
+    Scale(Scale),
+    /// End the worker of a slot; it is replaced
+    Kill(Kill),
+    /// Say why the last worker of a slot ended, and what it printed last
+    Why(Why),
+    /// Get a page of one worker
+    Curl(Curl),
     /// Stop a running instance: drain, then signal, then kill
     Stop(Stop),
     #[command(hide = true, name = "demo-worker")]
@@ -97,6 +109,8 @@ pub(crate) struct Run {
     /// Directory that workers start in
     #[arg(short = 'C', long = "cwd", value_name = "DIR")]
     pub(crate) cwd: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) lives: crate::lives::Lives,
     /// The program and its arguments; a .js, .mjs or .cjs file is run with node
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
@@ -134,4 +148,69 @@ pub(crate) struct Stop {
     /// Signal at once instead of draining first
     #[arg(long)]
     pub(crate) now: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Operation {
+    #[command(flatten)]
+    pub(crate) instance: Instance,
+    /// For scripts: a line for each event, and a last one with `done` or `failed`
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Restart {
+    #[command(flatten)]
+    pub(crate) operation: Operation,
+    /// Of this slot only
+    pub(crate) slot: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Scale {
+    #[command(flatten)]
+    pub(crate) operation: Operation,
+    /// A number, or a change
+    #[arg(value_name = "N|+N|-N", allow_hyphen_values = true)]
+    pub(crate) workers: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Kill {
+    #[command(flatten)]
+    pub(crate) operation: Operation,
+    /// Its slot, as in `phalanx status`
+    pub(crate) slot: u32,
+    /// Signal at once instead of draining first
+    #[arg(long)]
+    pub(crate) now: bool,
+    /// SIGKILL
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Why {
+    #[command(flatten)]
+    pub(crate) instance: Instance,
+    /// For scripts
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Its slot, as in `phalanx status`
+    pub(crate) slot: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Curl {
+    #[command(flatten)]
+    pub(crate) instance: Instance,
+    /// Which: its ID in `phalanx status`
+    #[arg(short, long, value_name = "ID")]
+    pub(crate) worker: u32,
+    /// The name or key of a listener that it holds [default: its first]
+    #[arg(short, long)]
+    pub(crate) listener: Option<String>,
+    /// What to get
+    pub(crate) path: String,
 }

@@ -2,11 +2,13 @@
 
 use crate::exit::{Code, Failure};
 use crate::journal::{self, Journal};
+use crate::operation::{Describe, Operation};
+use crate::why::Ends;
 use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
 use hyper::body::{Bytes, Frame, Incoming};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use phalanx::{Hurry, Primary};
+use phalanx::{Hurry, Primary, Slot, WorkerId, WorkerRef};
 use phalanx_os::{Address, SocketFile, listener};
 use std::convert::Infallible;
 use std::io;
@@ -83,7 +85,7 @@ impl Door {
     }
 
     /// Serves until the process ends.
-    pub(crate) async fn serve(mut self, primary: Primary, name: String, journal: Arc<Journal>) {
+    pub(crate) async fn serve(mut self, served: Served) {
         let file = self.file.take();
         let _file = Remove(file);
         if self.listener.set_nonblocking(true).is_err() {
@@ -95,11 +97,11 @@ impl Door {
                 tokio::time::sleep(std::time::Duration::from_millis(100)).await;
                 continue;
             };
-            let (primary, name, journal) = (primary.clone(), name.clone(), Arc::clone(&journal));
+            let served = served.clone();
             tokio::spawn(async move {
                 let service = hyper::service::service_fn(move |request| {
-                    let response = answer(&primary, &name, &journal, &request);
-                    async move { Ok::<_, Infallible>(response) }
+                    let served = served.clone();
+                    async move { Ok::<_, Infallible>(answer(&served, &request).await) }
                 });
                 let _ = hyper::server::conn::http1::Builder::new()
                     .serve_connection(TokioIo::new(stream), service)
@@ -107,6 +109,16 @@ impl Door {
             });
         }
     }
+}
+
+/// What is behind the door.
+#[derive(Clone)]
+pub(crate) struct Served {
+    pub(crate) primary: Primary,
+    pub(crate) name: String,
+    pub(crate) journal: Arc<Journal>,
+    pub(crate) ends: Arc<Ends>,
+    pub(crate) describe: Describe,
 }
 
 struct Remove(Option<SocketFile>);
@@ -140,12 +152,13 @@ fn bind(path: &Path) -> io::Result<(std::os::unix::net::UnixListener, Option<Soc
 
 type Body = BoxBody<Bytes, Infallible>;
 
-fn answer(primary: &Primary, name: &str, journal: &Journal, request: &Request<Incoming>) -> Response<Body> {
+async fn answer(served: &Served, request: &Request<Incoming>) -> Response<Body> {
+    let Served { primary, name, journal, ends, describe } = served;
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/v1/status") => match primary.status() {
             Ok(status) => {
                 let mut json = serde_json::to_value(&status).unwrap_or_default();
-                json["name"] = name.into();
+                json["name"] = name.as_str().into();
                 json["pid"] = std::process::id().into();
                 reply(StatusCode::OK, format!("{json:#}\n"))
             }
@@ -165,9 +178,28 @@ fn answer(primary: &Primary, name: &str, journal: &Journal, request: &Request<In
             drop(primary.stop(hurry));
             reply(StatusCode::ACCEPTED, "{\"stopping\":true}\n".to_owned())
         }
+        (&Method::GET, "/v1/why") => {
+            let slot = request.uri().query().and_then(|query| query.strip_prefix("slot=")?.parse().ok());
+            match slot.and_then(|slot| ends.why(primary, Slot(slot))) {
+                Some(why) => reply(StatusCode::OK, format!("{}\n", serde_json::json!(why))),
+                None => reply(StatusCode::NOT_FOUND, "there was never anybody in that slot\n".to_owned()),
+            }
+        }
+        (&Method::GET, path) if path.starts_with("/v1/curl/") => curl(primary, request).await,
+        (&Method::POST, path) if path.starts_with("/v1/") => {
+            match Operation::parse(&path["/v1/".len()..], request.uri().query()) {
+                Ok(operation) => {
+                    let (to, lines) = mpsc::channel(16);
+                    tokio::spawn(operation.run(primary.clone(), Arc::clone(describe), to));
+                    Response::new(BodyExt::boxed(StreamBody::new(Lines(lines))))
+                }
+                Err(why) => reply(StatusCode::BAD_REQUEST, format!("{why}\n")),
+            }
+        }
         _ => reply(
             StatusCode::NOT_FOUND,
-            "no such thing; try /v1/status, /v1/events, POST /v1/stop\n".to_owned(),
+            "no such thing; try /v1/status, /v1/events, /v1/why?slot=0, POST /v1/reload, POST /v1/stop\n"
+                .to_owned(),
         ),
     }
 }
@@ -176,6 +208,56 @@ fn reply(status: StatusCode, text: String) -> Response<Body> {
     let mut response = Response::new(Full::new(Bytes::from(text)).boxed());
     *response.status_mut() = status;
     response
+}
+
+/// Gets a page of one worker: `/v1/curl/ID/PATH`.
+async fn curl(primary: &Primary, request: &Request<Incoming>) -> Response<Body> {
+    let wrong = |why: String| reply(StatusCode::BAD_GATEWAY, format!("{why}\n"));
+    let rest = &request.uri().path()["/v1/curl/".len()..];
+    let (id, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let Some(worker) = id.parse().ok().and_then(|id| primary.worker(WorkerId(id))) else {
+        return wrong(format!("there is no worker {id}: see `phalanx status`"));
+    };
+    let mut pairs: Vec<&str> = request.uri().query().into_iter().flat_map(|query| query.split('&')).collect();
+    let named = pairs.iter().position(|pair| pair.starts_with("phalanx-listener="));
+    let listener = match named.map(|at| pairs.remove(at)) {
+        Some(pair) => Some(pair["phalanx-listener=".len()..].to_owned()),
+        None => held(primary, &worker),
+    };
+    let Some(listener) = listener else { return wrong(format!("worker {id} holds no listener")) };
+    let page = if pairs.is_empty() { path.to_owned() } else { format!("{path}?{}", pairs.join("&")) };
+    match get(&worker, &listener, &page).await {
+        Ok(response) => response,
+        Err(error) => wrong(error.to_string()),
+    }
+}
+
+/// The first listener that a worker holds.
+fn held(primary: &Primary, worker: &WorkerRef) -> Option<String> {
+    let status = primary.status().ok()?;
+    let holds = |listener: &&phalanx::ListenerStatus| {
+        listener.slots.iter().any(|slot| slot.worker == Some(worker.id()))
+    };
+    status.listeners.iter().find(holds).map(|listener| listener.key.clone())
+}
+
+async fn get(
+    worker: &WorkerRef,
+    listener: &str,
+    page: &str,
+) -> Result<Response<Body>, Box<dyn std::error::Error + Send + Sync>> {
+    let stream = worker.connect(listener)?;
+    stream.set_nonblocking(true)?;
+    let stream = UnixStream::from_std(stream)?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let page = if page.is_empty() { "/" } else { page };
+    let request = Request::get(page).header("host", "localhost").body(Full::<Bytes>::default())?;
+    let (head, body) = sender.send_request(request).await?.into_parts();
+    let body = body.collect().await?.to_bytes();
+    let mut response = reply(head.status, String::new());
+    *response.body_mut() = Full::new(body).boxed();
+    Ok(response)
 }
 
 /// Sends a follower what has happened and what happens, at its own pace.
@@ -206,8 +288,18 @@ pub(crate) fn ask(
     name: Option<&str>,
     method: Method,
     path: &str,
-    mut take: impl FnMut(&[u8]),
+    take: impl FnMut(&[u8]),
 ) -> Result<(), Failure> {
+    ask_status(name, method, path, take).map(drop)
+}
+
+/// The same, and the status of the answer.
+pub(crate) fn ask_status(
+    name: Option<&str>,
+    method: Method,
+    path: &str,
+    mut take: impl FnMut(&[u8]),
+) -> Result<u16, Failure> {
     let socket = find(name)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -234,7 +326,7 @@ pub(crate) fn ask(
                 take(data);
             }
         }
-        Ok(())
+        Ok(response.status().as_u16())
     })
 }
 

@@ -34,7 +34,7 @@ pub(crate) fn demo(args: args::Demo) -> Result<Code, Failure> {
          \x20 kill -9 PID                    of a worker: it is replaced, nothing is refused\n\
          Ctrl-C stops.\n"
     );
-    crate::run::supervise(&primary, door, &name, tell)
+    crate::run::supervise(&primary, door, &name, std::sync::Arc::new(|| Ok(None)), tell)
 }
 
 /// On the port that was asked for, or the next free one.

@@ -6,10 +6,15 @@ mod demo;
 mod env_file;
 mod exit;
 mod journal;
+mod lives;
 mod log;
+mod operation;
 mod run;
 mod show;
 mod target;
+mod units;
+mod verbs;
+mod why;
 
 use clap::Parser;
 
@@ -23,6 +28,12 @@ fn main() -> std::process::ExitCode {
         args::Verb::Status(status) => show::status(&status),
         args::Verb::Events(events) => show::events(&events),
         args::Verb::Stop(stop) => show::stop(&stop),
+        args::Verb::Reload(reload) => verbs::reload(&reload),
+        args::Verb::Restart(restart) => verbs::restart(&restart),
+        args::Verb::Scale(scale) => verbs::rescale(&scale),
+        args::Verb::Kill(kill) => verbs::kill(&kill),
+        args::Verb::Why(why) => verbs::why(&why),
+        args::Verb::Curl(curl) => verbs::curl(&curl),
     };
     log::flush();
     match result {

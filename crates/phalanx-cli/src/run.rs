@@ -1,11 +1,13 @@
 //! `phalanx run`.
 
 use crate::args;
-use crate::control::Door;
+use crate::control::{Door, Served};
 use crate::exit::{Code, Failure};
 use crate::journal::Journal;
+use crate::operation::Describe;
 use crate::target::target;
-use phalanx::{Cluster, Event, Hurry, Line, Output, Policy, Primary};
+use crate::why::Ends;
+use phalanx::{Builder, Cluster, Event, Hurry, Line, Orphans, Output, Policy, Primary, Reload, ReloadError};
 use std::io::Write;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
@@ -27,38 +29,13 @@ pub(crate) fn run(args: args::Run) -> Result<Code, Failure> {
             _ => Policy::RoundRobin,
         },
     };
-    let mut builder = Cluster::builder()
-        .exec(&target.program)
-        .args(&target.args)
-        .workers(workers)
-        .policy(policy)
-        .mechanism(args.mechanism)
-        .channel(target.speaks)
-        .output(Output::Lines(Arc::new(print)));
+    if args.user.is_none() && phalanx_os::user::is_root() {
+        tracing::warn!("workers run as root: name a user with -u, as www-data or 1000:1000");
+    }
+    let mut builder =
+        args.lives.describe(program(&args)?).workers(workers).policy(policy).mechanism(args.mechanism);
     if let Some(window) = args.window {
         builder = builder.window(window);
-    }
-    if let Some(cwd) = args.cwd {
-        builder = builder.cwd(cwd);
-    }
-    for file in &args.env_file {
-        for (name, value) in crate::env_file::read(file)? {
-            builder = builder.env(name, value);
-        }
-    }
-    match &args.user {
-        Some(user) => builder = builder.user(user),
-        None if phalanx_os::user::is_root() => {
-            tracing::warn!("workers run as root: name a user with -u, as www-data or 1000:1000");
-        }
-        None => {}
-    }
-    for pair in &args.env {
-        let (name, value) = pair
-            .split_once('=')
-            .filter(|(name, _)| !name.is_empty())
-            .ok_or_else(|| Failure::new(Code::Usage, format!("`{pair}` is no variable: write NAME=VALUE")))?;
-        builder = builder.env(name, value);
     }
     builder = builder.inherit_listen_fds();
     for (n, listen) in args.listen.iter().enumerate() {
@@ -74,14 +51,54 @@ pub(crate) fn run(args: args::Run) -> Result<Code, Failure> {
     let _ = phalanx_os::host::become_subreaper();
     // Every connection under way costs an fd. Workers get the limit that we were started with: a program that
     // uses select(2) breaks above 1024.
+    let mut open_files = None;
     match phalanx_os::host::raise_open_files() {
-        Ok((original, _)) => builder = builder.open_files(original),
+        Ok((original, _)) => open_files = Some(original),
         Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
     }
+    let limited = move |builder: Builder| match open_files {
+        Some(limit) => builder.open_files(limit),
+        None => builder,
+    };
     let name = door.as_ref().map_or_else(|| target.name.clone(), |door| door.name.clone());
-    let primary = builder.name(&name).start()?;
+    let primary = limited(builder).name(&name).start()?;
     tracing::info!(name, workers, policy = %policy, pid = std::process::id(), "started");
-    supervise(&primary, door, &name, tell)
+    let cluster = name.clone();
+    let describe = move || Ok(Some(limited(program(&args)?).name(&cluster)));
+    supervise(&primary, door, &name, Arc::new(describe), tell)
+}
+
+/// The program, and what it is given: read anew at each reload.
+fn program(args: &args::Run) -> Result<Builder, Failure> {
+    let target = target(&args.command, args.channel)?;
+    let mut builder = Cluster::builder()
+        .exec(&target.program)
+        .args(&target.args)
+        .channel(target.speaks)
+        .orphans(args.lives.orphans);
+    // Orphans that serve on could not print through us when we are gone.
+    if args.lives.orphans != Orphans::Serve {
+        builder = builder.output(Output::Lines(Arc::new(print)));
+    }
+    if let Some(cwd) = &args.cwd {
+        builder = builder.cwd(cwd);
+    }
+    for file in &args.env_file {
+        for (name, value) in crate::env_file::read(file)? {
+            builder = builder.env(name, value);
+        }
+    }
+    if let Some(user) = &args.user {
+        builder = builder.user(user);
+    }
+    for pair in &args.env {
+        let (name, value) = pair
+            .split_once('=')
+            .filter(|(name, _)| !name.is_empty())
+            .ok_or_else(|| Failure::new(Code::Usage, format!("`{pair}` is no variable: write NAME=VALUE")))?;
+        builder = builder.env(name, value);
+    }
+    Ok(builder)
 }
 
 /// Waits for signals and for the end, with the control plane beside.
@@ -89,6 +106,7 @@ pub(crate) fn supervise(
     primary: &Primary,
     door: Option<Door>,
     name: &str,
+    describe: Describe,
     mut hear: impl FnMut(&Primary, &Event),
 ) -> Result<Code, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -103,8 +121,15 @@ pub(crate) fn supervise(
         let mut quit = signal(SignalKind::quit()).map_err(system)?;
         let mut hangup = signal(SignalKind::hangup()).map_err(system)?;
         let journal = Arc::new(Journal::default());
-        let control =
-            door.map(|door| tokio::spawn(door.serve(primary.clone(), name.to_owned(), Arc::clone(&journal))));
+        let ends = Arc::new(Ends::default());
+        let served = Served {
+            primary: primary.clone(),
+            name: name.to_owned(),
+            journal: Arc::clone(&journal),
+            ends: Arc::clone(&ends),
+            describe: Arc::clone(&describe),
+        };
+        let control = door.map(|door| tokio::spawn(door.serve(served)));
         let mut stops = 0;
         let mut by_signal = None;
         let mut failed = false;
@@ -129,13 +154,19 @@ pub(crate) fn supervise(
                             failed |= !ended.is_success();
                         }
                         journal.write(&event);
+                        ends.note(&event);
                         hear(primary, &event);
                     }
                 },
                 _ = term.recv() => stop(15),
                 _ = int.recv() => stop(2),
                 _ = quit.recv() => stop(3),
-                _ = hangup.recv() => tracing::info!("a hangup changes nothing yet"),
+                _ = hangup.recv() => match describe() {
+                    // How it goes is told by events.
+                    Ok(Some(builder)) => drop(tokio::spawn(tell_refusal(primary.reload_with(builder)))),
+                    Ok(None) => drop(tokio::spawn(tell_refusal(primary.reload()))),
+                    Err(error) => tracing::error!(%error, "cannot reload; what serves goes on"),
+                },
             }
         }
         if let Some(control) = control {
@@ -149,6 +180,14 @@ pub(crate) fn supervise(
             None => Code::Ok,
         })
     })
+}
+
+/// A reload that could not even begin has no event.
+async fn tell_refusal(reload: Reload) {
+    match reload.await {
+        Ok(_) | Err(ReloadError::Aborted { .. } | ReloadError::Ended) => {}
+        Err(error) => tracing::error!(%error, "cannot reload; what serves goes on"),
+    }
 }
 
 /// One line of a worker, tagged. Its stream stays its stream.
@@ -183,6 +222,24 @@ fn tell(primary: &Primary, event: &Event) {
                 tracing::warn!(%worker, %slot, %ended, cause, last, "worker died");
             }
         }
+        Event::Ready { worker } => tracing::info!(%worker, "worker is ready"),
+        Event::Hung { worker, how, seen } => {
+            tracing::warn!(%worker, %how, "worker hangs");
+            for line in seen {
+                tracing::warn!(%worker, "{line}");
+            }
+        }
+        Event::MovesAgain { worker } => tracing::info!(%worker, "worker moves again"),
+        Event::Due { worker, cause } => tracing::info!(%worker, why = %cause, "worker will be replaced"),
+        Event::Reloading { generation } => tracing::info!(%generation, "reloading"),
+        Event::Reloaded { generation } => tracing::info!(%generation, "reloaded"),
+        Event::ReloadAborted { generation, why, last_lines } => {
+            tracing::warn!(%generation, %why, "reload given up; the generation before serves on");
+            for line in last_lines {
+                tracing::warn!(%generation, "it printed: {line}");
+            }
+        }
+        Event::Stopping => tracing::info!("about to stop: not ready any more, and still serving"),
         Event::Violation { worker, how } => tracing::warn!(%worker, how, "worker broke the protocol"),
         Event::Degraded { slot } => tracing::warn!(%slot, "workers of this slot die before they come up"),
         Event::OutputDropped { dropped } => {

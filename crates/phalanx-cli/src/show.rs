@@ -38,7 +38,7 @@ pub(crate) fn stop(args: &args::Stop) -> Result<Code, Failure> {
     Ok(Code::Ok)
 }
 
-fn print(bytes: &[u8]) {
+pub(crate) fn print(bytes: &[u8]) {
     let mut out = std::io::stdout().lock();
     if out.write_all(bytes).and_then(|()| out.flush()).is_err() {
         // Nobody reads any more, as after `| head`.

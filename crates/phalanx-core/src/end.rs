@@ -85,7 +85,7 @@ impl fmt::Display for Cause {
             Cause::MaxConnections => f.write_str("it had taken as many connections as a worker may"),
             Cause::Scale => f.write_str("fewer workers were wanted"),
             Cause::Stop => f.write_str("everything stopped"),
-            Cause::Asked => f.write_str("it was asked to"),
+            Cause::Asked => f.write_str("somebody asked for it"),
         }
     }
 }

@@ -146,7 +146,7 @@ pub struct Builder {
     pub(crate) config: Config,
     pub(crate) orphans: Orphans,
     window: Option<u32>,
-    errors: Vec<Error>,
+    pub(crate) errors: Vec<Error>,
 }
 
 impl Default for Builder {

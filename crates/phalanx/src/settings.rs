@@ -139,6 +139,11 @@ impl Builder {
         self
     }
 
+    /// Nonsense that was described.
+    pub(crate) fn take_error(&mut self) -> Option<Error> {
+        self.errors.pop()
+    }
+
     /// What does not go together.
     pub(crate) fn check_settings(&self) -> Result<(), Error> {
         let wrong = |why: &str| Err(Error::Config(why.to_owned()));

@@ -431,7 +431,8 @@ impl<C> Primary<C> {
                     Step::Dismiss(id) => self.dismiss(now, id, Cause::Scale),
                     Step::Leave(id) => {
                         if let Some(seat) = self.seats.get_mut(&id) {
-                            seat.due.get_or_insert(Cause::Scale);
+                            let cause = if self.stopping { Cause::Stop } else { Cause::Scale };
+                            seat.due.get_or_insert(cause);
                         }
                         self.yield_to_successor(now, id);
                     }

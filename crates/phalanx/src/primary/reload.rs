@@ -79,7 +79,10 @@ impl Driver {
 
     fn begin_reload(&mut self, described: Option<Builder>) -> Outcome {
         let description = match described {
-            Some(mut builder) => super::program::Description::of(&mut builder)?,
+            Some(mut builder) => match builder.take_error() {
+                Some(error) => return Err(error.into()),
+                None => super::program::Description::of(&mut builder)?,
+            },
             None => self.latest.is.clone(),
         };
         // BEFORE anything is touched: a program that is not there replaces nothing.
