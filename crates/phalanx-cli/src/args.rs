@@ -17,7 +17,7 @@ pub(crate) enum Verb {
     /// Show what phalanx does, with four workers of a tiny built-in service
     Demo(Demo),
     /// Run a program with several workers
-    Run(Run),
+    Run(Box<Run>),
     /// Show workers, listeners and the ledger of a running instance
     Status(Status),
     /// Print what has happened lately in a running instance, one JSON line an event

@@ -22,7 +22,7 @@ fn main() -> std::process::ExitCode {
     phalanx_os::signal::normalize();
     let cli = args::Cli::parse();
     let result = match cli.command {
-        args::Verb::Run(run) => run::run(run),
+        args::Verb::Run(run) => run::run(*run),
         args::Verb::Demo(demo) => demo::demo(demo),
         args::Verb::DemoWorker => demo::worker(),
         args::Verb::Status(status) => show::status(&status),
