@@ -843,6 +843,18 @@ impl Phalanx {
         self.runtime.take().expect("it was alive")
     }
 
+    /// Kills the primary with SIGKILL, and leaves alone whoever stays, until this is dropped.
+    ///
+    /// # Panics
+    /// If it ends otherwise.
+    #[track_caller]
+    pub fn orphan(&mut self) {
+        self.finished = true;
+        self.signal(Signal::KILL);
+        let status = self.wait();
+        assert!(status.signal() == Some(9), "killed, but {status}");
+    }
+
     #[track_caller]
     fn end(&mut self) {
         self.finished = true;
