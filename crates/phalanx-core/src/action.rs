@@ -1,6 +1,7 @@
 //! What must be done.
 
-use crate::{ConnId, Generation, ListenerId, Slot, SocketId, WorkerId};
+use crate::steer::{Budget, Engine, Rule};
+use crate::{ConnId, Generation, ListenerId, Place, Slot, SocketId, WorkerId};
 use serde::Serialize;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -21,6 +22,114 @@ pub enum Action {
         spec: BindSpec,
         /// Backlog of listen(2), for a stream socket.
         backlog: u32,
+    },
+    /// Open a group of sockets on one address, for steering, with the socket where connections wait while
+    /// nobody is there to take them. Answer with [`handle_grouped`](crate::Primary::handle_grouped).
+    Group {
+        /// The name of that first socket, and of the group.
+        group: SocketId,
+        /// For whom.
+        listener: ListenerId,
+        /// Where.
+        spec: BindSpec,
+        /// Backlog of listen(2) of every socket.
+        backlog: u32,
+        /// What chooses.
+        engine: Engine,
+        /// How it chooses.
+        rule: Rule,
+    },
+    /// Make a socket of a group, for one worker. Only a failure is answered, with
+    /// [`handle_join_failed`](crate::Primary::handle_join_failed), before anything else.
+    Join {
+        /// Of which group.
+        group: SocketId,
+        /// Its name from now on.
+        socket: SocketId,
+        /// Its index in the kernel's map.
+        place: Place,
+        /// What marks its connections; never used again.
+        tag: u32,
+    },
+    /// From now on, connections of a group go to these places in turn (or by bucket).
+    Ring {
+        /// Which group.
+        group: SocketId,
+        /// Empty: they wait in the group's first socket.
+        ring: Vec<Place>,
+    },
+    /// How many connections places may have waiting.
+    Budgets {
+        /// Which group.
+        group: SocketId,
+        /// What has changed.
+        budgets: Vec<Budget>,
+    },
+    /// How many connections of each place are over, for [`Rule::Least`].
+    Gone {
+        /// Which group.
+        group: SocketId,
+        /// By place.
+        gone: Vec<(Place, u64)>,
+    },
+    /// Move what waits on a socket to the others and let it go on listening. Nothing has been given to it for
+    /// the last 10 ms.
+    Rescue {
+        /// Of which group.
+        group: SocketId,
+        /// From which socket.
+        socket: SocketId,
+        /// Its index; `None`: the group's first socket.
+        place: Option<Place>,
+        /// Backlog.
+        backlog: u32,
+    },
+    /// Accept what waits on a socket, as if it had been accepted on its group's first socket.
+    Drain {
+        /// Of which group.
+        group: SocketId,
+        /// From which socket.
+        socket: SocketId,
+    },
+    /// Wake who waits on these sockets: something was moved there, and older kernels do not say so.
+    Poke {
+        /// Which.
+        sockets: Vec<SocketId>,
+    },
+    /// Close a socket of a group, with its index. What waits there moves to the others.
+    Part {
+        /// Of which group.
+        group: SocketId,
+        /// Which.
+        socket: SocketId,
+        /// Its index.
+        place: Place,
+    },
+    /// Tell, once, with [`handle_stirred`](crate::Primary::handle_stirred), when a connection waits on any
+    /// socket of a group.
+    WatchQueues {
+        /// Which group.
+        group: SocketId,
+    },
+    /// Look at a group: answer with [`handle_looked`](crate::Primary::handle_looked).
+    Look {
+        /// Which group.
+        group: SocketId,
+        /// Whether these workers' processes are busy or stopped is wanted too.
+        busy: Vec<(Place, WorkerId)>,
+    },
+    /// Put right what a worker may have done to a group: answer with
+    /// [`handle_guarded`](crate::Primary::handle_guarded).
+    Guard {
+        /// Which group.
+        group: SocketId,
+    },
+    /// Count the open connections of a listener: answer with
+    /// [`handle_counted`](crate::Primary::handle_counted) for a group, or
+    /// [`handle_peers`](crate::Primary::handle_peers) for any other.
+    Count {
+        /// The listener's socket, or group.
+        socket: SocketId,
     },
     /// Call listen(2) again with this backlog: somebody may have made it smaller.
     Listen {

@@ -17,6 +17,8 @@ pub enum Mechanism {
     /// The best that can deliver the policy for the listener at hand.
     #[default]
     Auto,
+    /// One socket for each worker; the kernel chooses among them.
+    Steer,
     /// The primary accepts and passes the connection over the worker's channel.
     Handoff,
     /// Every worker gets the same listening socket.
@@ -28,6 +30,7 @@ impl Mechanism {
     pub const fn name(self) -> &'static str {
         match self {
             Mechanism::Auto => "auto",
+            Mechanism::Steer => "steer",
             Mechanism::Handoff => "handoff",
             Mechanism::Share => "share",
         }
@@ -42,7 +45,7 @@ impl fmt::Display for Mechanism {
 
 /// The text is not the name of a mechanism.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown mechanism `{0}`: use one of auto, handoff, share")]
+#[error("unknown mechanism `{0}`: use one of auto, steer, handoff, share")]
 pub struct UnknownMechanism(String);
 
 impl FromStr for Mechanism {
@@ -51,6 +54,7 @@ impl FromStr for Mechanism {
     fn from_str(text: &str) -> Result<Mechanism, UnknownMechanism> {
         match text {
             "auto" => Ok(Mechanism::Auto),
+            "steer" => Ok(Mechanism::Steer),
             "handoff" => Ok(Mechanism::Handoff),
             "share" => Ok(Mechanism::Share),
             _ => Err(UnknownMechanism(text.to_owned())),
@@ -112,6 +116,11 @@ pub struct Config {
     pub custom_policy: Option<PolicyFactory>,
     /// How it gets there.
     pub mechanism: Mechanism,
+    /// Weights of slots, from slot 0; 1 where none is given. A weight of 0 gets nothing new.
+    pub weights: Vec<u32>,
+    /// A steered worker that takes nothing for so long, while connections wait for it, lags: it is passed over
+    /// and what waits goes to the others. At most so often are queues looked at.
+    pub lag_after: Duration,
     /// What workers are given to speak on.
     pub speaks: Speaks,
     /// Connections a worker may hold unacknowledged, on all its listeners together.
@@ -135,7 +144,8 @@ pub struct Config {
     pub max_unavailable: u32,
     /// When healthy workers are replaced.
     pub replacing: Replacing,
-    /// A worker that has not answered one of the connections it was handed for so long hangs. `None`: never.
+    /// A worker that takes none of the connections that wait for it, or that it was handed, for so long hangs.
+    /// `None`: never.
     pub hang_timeout: Option<Duration>,
     /// What happens then.
     pub on_hang: OnHang,
@@ -160,6 +170,8 @@ impl Default for Config {
             policy: Policy::RoundRobin,
             custom_policy: None,
             mechanism: Mechanism::Auto,
+            weights: Vec::new(),
+            lag_after: Duration::from_millis(10),
             speaks: Speaks::Phalanx,
             window: 16,
             pending_max: 1024,

@@ -6,7 +6,7 @@
 
 use crate::policy::{Candidate, Candidates, PolicyImpl};
 use crate::wire::Seq;
-use crate::{ConnId, ListenerId, WorkerId};
+use crate::{ConnId, ListenerId, Slot, WorkerId};
 use serde::Serialize;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -178,6 +178,19 @@ impl<C> Dispatch<C> {
         }
     }
 
+    pub(crate) fn set_weight(&mut self, slot: Slot, weight: u32) {
+        for candidate in self.candidates.iter_mut().filter(|c| c.slot == slot) {
+            candidate.weight = weight;
+        }
+    }
+
+    /// A worker has so many open connections of this listener more, or fewer.
+    pub(crate) fn change_open(&mut self, worker: WorkerId, by: i32) {
+        if let Some(candidate) = self.candidates.iter_mut().find(|c| c.worker == worker) {
+            candidate.open = candidate.open.saturating_add_signed(by);
+        }
+    }
+
     pub(crate) fn push_back(&mut self, connection: Connection<C>) {
         self.pending.push_back(connection);
     }
@@ -196,7 +209,7 @@ impl<C> Dispatch<C> {
     /// When this returns `None`, no pending connection has a willing worker: *pending non-empty implies ready
     /// empty* (DEF-26), per peer for a policy that looks at it.
     pub(crate) fn next(&mut self) -> Option<(WorkerId, Connection<C>)> {
-        if !self.candidates.iter().any(|c| c.room) {
+        if !self.candidates.iter().any(|c| c.room && c.weight > 0) {
             return None;
         }
         let queue_full = self.pending.len() >= self.max;
@@ -204,7 +217,7 @@ impl<C> Dispatch<C> {
         for at in 0..scan {
             let candidates = Candidates { all: &self.candidates, queue_full };
             let Some(worker) = self.policy.pick(self.pending[at].peer, candidates) else { continue };
-            if !self.candidates.iter().any(|c| c.worker == worker && c.room) {
+            if !self.candidates.iter().any(|c| c.worker == worker && c.room && c.weight > 0) {
                 continue;
             }
             let connection = self.pending.remove(at)?;
@@ -217,7 +230,6 @@ impl<C> Dispatch<C> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Slot;
     use crate::policy::Policy;
 
     fn dispatch(workers: u32) -> Dispatch<u32> {
@@ -227,6 +239,8 @@ mod tests {
                 worker: WorkerId(n),
                 slot: Slot(n - 1),
                 unacknowledged: 0,
+                open: 0,
+                weight: 1,
                 window: 1,
                 room: true,
             });

@@ -2,6 +2,7 @@
 
 use crate::lifecycle::{Cause, Ended};
 use crate::primary::{Aborted, Hang};
+use crate::steer::Engine;
 use crate::wire::Payload;
 use crate::{BoundAddress, Generation, ListenerId, Slot, WorkerId};
 
@@ -159,6 +160,33 @@ pub enum Event<C> {
     Degraded {
         /// Which.
         slot: Slot,
+    },
+    /// Connections wait for a steered worker and it takes none: it is passed over until it does.
+    Lags {
+        /// Who.
+        worker: WorkerId,
+        /// On which listener.
+        key: String,
+    },
+    /// An engine of steering is not possible here. Said once; listeners get the next best mechanism.
+    SteeringRefused {
+        /// Which.
+        engine: Engine,
+        /// Why, as part of a sentence.
+        why: String,
+    },
+    /// Somebody has changed a group of sockets behind our back, and it was put right. Only a worker that holds one
+    /// of its sockets could have.
+    Tampered {
+        /// The listener.
+        key: String,
+    },
+    /// Other listening sockets share the address of a group, and may get some of its connections.
+    Strangers {
+        /// The listener.
+        key: String,
+        /// How many.
+        count: u32,
     },
     /// The primary ran out of file descriptors: this listener rests.
     OutOfFiles {

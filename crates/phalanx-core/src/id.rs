@@ -42,3 +42,7 @@ id! {
     /// One listening or bound socket that the primary holds.
     SocketId(u32)
 }
+id! {
+    /// A steered worker's index in the kernel's map of sockets: one for each incarnation, used again after it.
+    Place(u32)
+}

@@ -44,6 +44,7 @@ mod reconcile;
 mod restart;
 mod rng;
 mod status;
+pub mod steer;
 mod time;
 mod timer;
 pub mod wire;
@@ -53,14 +54,15 @@ pub use action::{Action, BindSpec, BoundAddress, SocketKind, Spawn};
 pub use config::{Config, Mechanism, OnHang, PolicyFactory, Replacing, UnknownMechanism, UnknownOnHang};
 pub use dispatch::{Closed, Totals};
 pub use event::{Event, ListeningInfo};
-pub use id::{ConnId, Generation, ListenerId, Slot, SocketId, WorkerId};
+pub use id::{ConnId, Generation, ListenerId, Place, Slot, SocketId, WorkerId};
 pub use lifecycle::{Cause, Ended, Limits, Speaks, State};
 pub use policy::Policy;
 pub use primary::{
-    Aborted, Blocked, Carried, Examined, Hang, Hurry, Primary, Refused, SendError, Transmit, WorkerView,
+    Aborted, Blocked, Carried, Examined, GroupError, Hang, Hurry, Primary, Refused, SendError, Transmit,
+    WorkerView,
 };
 pub use ready::{Ready, UnknownReady};
 pub use restart::Restart;
-pub use status::{LastEnd, LedgerStatus, ListenerStatus, SlotStatus, Status, WorkerStatus};
+pub use status::{LastEnd, LedgerStatus, ListenerStatus, SlotStatus, Status, SteeringStatus, WorkerStatus};
 pub use time::Time;
 pub use worker::{Listen, Offer, Worker, WorkerEvent};

@@ -119,6 +119,8 @@ pub(crate) enum Input {
     Online,
     /// One of its servers listens.
     Listening,
+    /// It cannot say so, but was seen to wait for connections.
+    Accepts,
     /// It said that it gives up its listeners.
     GaveUp,
     /// It said that it leaves by its own choice.
@@ -270,7 +272,10 @@ impl Life {
                 effects.push(Effect::Announce(Announce::Online));
                 None
             }
-            (Online | Listening | Disconnected | Exited | Gone, Input::Online) => None,
+            (Online | Listening | Disconnected | Exited | Gone, Input::Online) => {
+                self.spoke = true;
+                None
+            }
 
             (Online | Listening, Input::Listening) => {
                 self.state = Listening;
@@ -278,6 +283,18 @@ impl Life {
             }
             (Draining | Disconnected | Exited | Gone, Input::Listening) => None,
             (Starting, Input::Listening) => self.violation("`listening` before `online`".to_owned(), effects),
+
+            // A program that was offered a channel and serves without it: it is plain, as far as can be told.
+            (Starting, Input::Accepts) => {
+                self.state = Listening;
+                effects.push(Effect::Announce(Announce::Online));
+                self.deadline(Stage::Idle)
+            }
+            (Online, Input::Accepts) => {
+                self.state = Listening;
+                None
+            }
+            (Listening | Draining | Disconnected | Exited | Gone, Input::Accepts) => None,
 
             (Online | Listening, Input::GaveUp) => {
                 self.state = Draining;
@@ -636,6 +653,7 @@ mod tests {
             let inputs: Vec<fn() -> Input> = vec![
                 || Input::Online,
                 || Input::Listening,
+                || Input::Accepts,
                 || Input::GaveUp,
                 || Input::LeaveNotice,
                 || Input::Leave { then: None },

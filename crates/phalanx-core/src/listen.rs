@@ -1,15 +1,16 @@
 //! The listener table: keys, sockets by slot, members, and who waits for an answer.
 //!
-//! A listener is a set of sockets by slot, in every mechanism. Share and hand-off are the cases of one socket
-//! in every slot: lent to the workers, or kept by the primary, which then accepts for them.
+//! A listener is a set of sockets by worker. Share and hand-off are the cases of one socket for everybody: lent to
+//! the workers, or kept by the primary, which then accepts for them. In steering each has one of its own.
 
 use crate::dispatch::Dispatch;
-use crate::policy::PolicyImpl;
+use crate::steer::{Engine, Rule, Steering};
 use crate::wire::{Family, ListenRequest, NewConnectionLine, Seq};
 use crate::{BindSpec, BoundAddress, ListenerId, Mechanism, Policy, Slot, SocketId, WorkerId};
 use serde_json::value::RawValue;
-use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 /// Linux error numbers that core itself answers with.
@@ -56,12 +57,19 @@ pub(crate) struct Listener<C> {
     pub(crate) spec: BindSpec,
     pub(crate) mechanism: Mechanism,
     pub(crate) policy: Policy,
-    pub(crate) why: &'static str,
+    pub(crate) why: Cow<'static, str>,
+    /// The policy that was asked for.
+    pub(crate) wanted: Policy,
+    /// Its workers need a listening socket.
+    pub(crate) needs_socket: bool,
     pub(crate) progress: Progress,
-    /// The socket of each slot.
-    pub(crate) sockets: BTreeMap<Slot, SocketId>,
-    /// The one that every slot gets, in share and hand-off.
+    /// The socket that workers are lent in share, that the primary accepts from in hand-off, and where
+    /// connections wait for a worker in steering.
     pub(crate) socket: SocketId,
+    /// The sockets of workers, and who may be chosen.
+    pub(crate) steering: Option<Steering>,
+    /// Workers whose socket is being made.
+    pub(crate) joining: Vec<(SocketId, Waiting)>,
     pub(crate) backlog: u32,
     /// The first one that a member brought along (DATA-01).
     pub(crate) data: Option<Box<RawValue>>,
@@ -77,6 +85,10 @@ pub(crate) struct Listener<C> {
     pub(crate) resting: bool,
     /// The line that offers one of its connections.
     pub(crate) line: NewConnectionLine,
+    /// Taken connections that were open when last looked, by peer; kept for [`Policy::LeastConnections`].
+    pub(crate) open: BTreeMap<SocketAddr, WorkerId>,
+    /// They are to be counted soon.
+    pub(crate) counting: bool,
 }
 
 impl<C> Listener<C> {
@@ -94,6 +106,7 @@ impl<C> Listener<C> {
     /// Whether this worker is a member or waits to become one.
     pub(crate) fn involves(&self, worker: WorkerId) -> bool {
         self.dispatch.holds(worker)
+            || self.joining.iter().any(|(_, waiting)| waiting.worker == worker)
             || matches!(&self.progress, Progress::Binding(waiting) if waiting.iter().any(|w| w.worker == worker))
     }
 
@@ -111,9 +124,29 @@ impl<C> Listener<C> {
         }
     }
 
-    /// The socket that the worker in this slot is lent.
-    pub(crate) fn lend(&mut self, slot: Slot) -> SocketId {
-        *self.sockets.entry(slot).or_insert(self.socket)
+    /// A worker has taken a connection from this peer.
+    pub(crate) fn opened(&mut self, peer: SocketAddr, worker: WorkerId) {
+        if let Some(former) = self.open.insert(peer, worker) {
+            self.dispatch.change_open(former, -1);
+        }
+        self.dispatch.change_open(worker, 1);
+    }
+
+    /// Of all connections that were taken, only those from these peers are open.
+    pub(crate) fn still_open(&mut self, peers: &BTreeSet<SocketAddr>) {
+        let dispatch = &mut self.dispatch;
+        self.open.retain(|peer, worker| {
+            let open = peers.contains(peer);
+            if !open {
+                dispatch.change_open(*worker, -1);
+            }
+            open
+        });
+    }
+
+    /// The socket that a worker is lent.
+    pub(crate) fn lend(&self, worker: WorkerId) -> SocketId {
+        self.steering.as_ref().and_then(|steering| steering.socket_of(worker)).unwrap_or(self.socket)
     }
 }
 
@@ -122,11 +155,12 @@ impl<C> Listener<C> {
 pub(crate) struct ListenTable<C> {
     listeners: BTreeMap<ListenerId, Listener<C>>,
     next: u32,
+    next_socket: u32,
 }
 
 impl<C> Default for ListenTable<C> {
     fn default() -> ListenTable<C> {
-        ListenTable { listeners: BTreeMap::new(), next: 0 }
+        ListenTable { listeners: BTreeMap::new(), next: 0, next_socket: 0 }
     }
 }
 
@@ -135,18 +169,17 @@ pub(crate) struct NewListener {
     pub(crate) key: String,
     pub(crate) name: Option<String>,
     pub(crate) spec: BindSpec,
-    pub(crate) mechanism: Mechanism,
-    pub(crate) policy: Policy,
-    pub(crate) why: &'static str,
+    pub(crate) wanted: Policy,
+    pub(crate) needs_socket: bool,
     pub(crate) backlog: u32,
     pub(crate) pending_max: usize,
-    pub(crate) instance: Box<dyn PolicyImpl>,
 }
 
 impl<C> ListenTable<C> {
-    pub(crate) fn insert(&mut self, new: NewListener) -> (ListenerId, SocketId) {
+    /// It has no mechanism yet.
+    pub(crate) fn insert(&mut self, new: NewListener) -> ListenerId {
         let id = ListenerId(self.next);
-        let socket = SocketId(self.next);
+        let socket = self.new_socket();
         self.next += 1;
         self.listeners.insert(
             id,
@@ -155,23 +188,35 @@ impl<C> ListenTable<C> {
                 key: new.key,
                 name: new.name,
                 spec: new.spec,
-                mechanism: new.mechanism,
-                policy: new.policy,
-                why: new.why,
+                mechanism: Mechanism::Auto,
+                policy: new.wanted,
+                why: Cow::Borrowed(""),
+                wanted: new.wanted,
+                needs_socket: new.needs_socket,
                 progress: Progress::Binding(Vec::new()),
-                sockets: BTreeMap::new(),
                 socket,
+                steering: None,
+                joining: Vec::new(),
                 backlog: new.backlog,
                 data: None,
-                dispatch: Dispatch::new(new.instance, new.pending_max),
+                dispatch: Dispatch::new(new.wanted.instance(), new.pending_max),
                 counts: BTreeMap::new(),
                 accepting: false,
                 paused: false,
                 starved: None,
                 resting: false,
+                open: BTreeMap::new(),
+                counting: false,
             },
         );
-        (id, socket)
+        id
+    }
+
+    /// A name for a socket; never used again.
+    pub(crate) fn new_socket(&mut self) -> SocketId {
+        let socket = SocketId(self.next_socket);
+        self.next_socket += 1;
+        socket
     }
 
     pub(crate) fn get(&self, id: ListenerId) -> Option<&Listener<C>> {
@@ -332,31 +377,95 @@ pub(crate) fn key_of(spec: &BindSpec) -> String {
     }
 }
 
+/// How a listener gets its connections to workers, and why so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Choice {
+    pub(crate) mechanism: Mechanism,
+    pub(crate) policy: Policy,
+    pub(crate) why: Cow<'static, str>,
+    /// In steering: what chooses.
+    pub(crate) engine: Engine,
+}
+
+/// Engines that were refused here, with the reason.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Refusals {
+    pub(crate) exact: Option<String>,
+    pub(crate) even: Option<String>,
+}
+
+/// What is asked of the choice of a mechanism.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) mechanism: Mechanism,
+    pub(crate) policy: Policy,
+    /// The worker needs the listening socket itself: it has no channel, or asked for it.
+    pub(crate) needs_socket: bool,
+    pub(crate) refused: &'a Refusals,
+}
+
 /// The mechanism for a listener: the best that can deliver the policy, and why.
 ///
 /// # Errors
 ///
 /// EOPNOTSUPP when what was asked for cannot be had.
-pub(crate) fn choose(
-    wanted: Mechanism,
-    policy: Policy,
-    spec: &BindSpec,
-    needs_socket: bool,
-) -> Result<(Mechanism, Policy, &'static str), i32> {
+pub(crate) fn choose(wanted: Wanted<'_>, spec: &BindSpec) -> Result<Choice, i32> {
+    let Wanted { mechanism, policy, needs_socket, refused } = wanted;
+    let choice = |mechanism, policy, why: Cow<'static, str>| {
+        Ok(Choice { mechanism, policy, why, engine: Engine::Exact })
+    };
+    let share = |why| choice(Mechanism::Share, Policy::None, why);
     if !spec.is_stream() {
-        return Ok((Mechanism::Share, Policy::None, "UDP is always shared"));
+        return match (mechanism, &refused.exact) {
+            (Mechanism::Steer, None) => choice(Mechanism::Steer, Policy::None, "forced: by flow".into()),
+            (Mechanism::Steer, Some(why)) => share(format!("steering is not possible here: {why}").into()),
+            (Mechanism::Auto | Mechanism::Handoff | Mechanism::Share, _) => {
+                share("UDP is shared unless steering is forced".into())
+            }
+        };
     }
-    match wanted {
-        Mechanism::Share => Ok((Mechanism::Share, Policy::None, "forced")),
-        Mechanism::Handoff if needs_socket => Err(errno::EOPNOTSUPP),
-        Mechanism::Handoff => Ok((Mechanism::Handoff, policy, "forced")),
-        Mechanism::Auto if needs_socket => {
-            Ok((Mechanism::Share, Policy::None, "the worker needs the listening socket itself"))
+    let unsteerable: Option<Cow<'static, str>> = match spec {
+        BindSpec::Unix { .. } => Some("a Unix socket has one queue".into()),
+        BindSpec::Inherited { .. } => Some("an inherited socket cannot be joined by others".into()),
+        BindSpec::Tcp { .. } | BindSpec::Udp { .. } if policy == Policy::Custom => {
+            Some("a policy of your own runs in the primary".into())
         }
-        Mechanism::Auto if policy == Policy::None => {
-            Ok((Mechanism::Share, Policy::None, "the policy leaves it to the operating system"))
+        BindSpec::Tcp { .. } | BindSpec::Udp { .. } => {
+            refused.exact.as_ref().map(|why| format!("steering is not possible here: {why}").into())
         }
-        Mechanism::Auto => Ok((Mechanism::Handoff, policy, "the policy needs the primary to choose")),
+    };
+    match (mechanism, unsteerable) {
+        (Mechanism::Share, _) => share("forced".into()),
+        (Mechanism::Handoff, _) if needs_socket => Err(errno::EOPNOTSUPP),
+        (Mechanism::Handoff, _) => choice(Mechanism::Handoff, policy, "forced".into()),
+        (Mechanism::Auto | Mechanism::Steer, _) if policy == Policy::None => {
+            share("the policy leaves it to the operating system".into())
+        }
+        (Mechanism::Auto | Mechanism::Steer, None) => {
+            let forced = mechanism == Mechanism::Steer;
+            let why = if forced { "forced" } else { "the kernel can choose by this policy" };
+            choice(Mechanism::Steer, policy, why.into())
+        }
+        (Mechanism::Steer, Some(why))
+            if policy == Policy::RoundRobin
+                && matches!(spec, BindSpec::Tcp { .. })
+                && refused.even.is_none() =>
+        {
+            let why = format!("{why}; forced, so at random instead of in turn").into();
+            Ok(Choice { mechanism: Mechanism::Steer, policy, why, engine: Engine::Even })
+        }
+        (Mechanism::Auto | Mechanism::Steer, Some(why)) if needs_socket => share(why),
+        (Mechanism::Auto | Mechanism::Steer, Some(why)) => choice(Mechanism::Handoff, policy, why),
+    }
+}
+
+/// How the kernel's program chooses by a policy.
+pub(crate) fn rule_of(spec: &BindSpec, policy: Policy) -> Rule {
+    match policy {
+        _ if !spec.is_stream() => Rule::Flow,
+        Policy::RoundRobin | Policy::None | Policy::Custom => Rule::Rotate,
+        Policy::Sticky => Rule::Sticky,
+        Policy::LeastConnections => Rule::Least,
     }
 }
 
@@ -378,17 +487,29 @@ mod tests {
     }
 
     #[test]
-    fn the_mechanism_follows_policy_and_need() {
-        use Mechanism::{Auto, Handoff, Share};
+    fn the_mechanism_follows_policy_need_and_what_is_possible() {
+        use Mechanism::{Auto, Handoff, Share, Steer};
         let t = tcp(None, 80);
         let udp =
             BindSpec::Udp { address: "0.0.0.0".parse().unwrap(), port: 1, v6only: false, reuse_addr: false };
-        let pick =
-            |m, p, s: &BindSpec, n| choose(m, p, s, n).map(|(mechanism, policy, _)| (mechanism, policy));
-        assert_eq!(pick(Auto, Policy::RoundRobin, &t, false), Ok((Handoff, Policy::RoundRobin)));
-        assert_eq!(pick(Auto, Policy::None, &t, false), Ok((Share, Policy::None)));
-        assert_eq!(pick(Auto, Policy::Sticky, &t, true), Ok((Share, Policy::None)));
-        assert_eq!(pick(Handoff, Policy::Sticky, &t, true), Err(errno::EOPNOTSUPP));
-        assert_eq!(pick(Handoff, Policy::RoundRobin, &udp, false), Ok((Share, Policy::None)));
+        let no = Refusals { exact: Some("no CAP_BPF".to_owned()), even: None };
+        let pick = |mechanism, policy, spec: &BindSpec, needs_socket, refused: &Refusals| {
+            choose(Wanted { mechanism, policy, needs_socket, refused }, spec)
+                .map(|choice| (choice.mechanism, choice.policy, choice.engine))
+        };
+        let yes = Refusals::default();
+        let (rr, sticky) = (Policy::RoundRobin, Policy::Sticky);
+        assert_eq!(pick(Auto, rr, &t, false, &yes), Ok((Steer, rr, Engine::Exact)));
+        assert_eq!(pick(Auto, sticky, &t, true, &yes), Ok((Steer, sticky, Engine::Exact)));
+        assert_eq!(pick(Auto, rr, &t, false, &no), Ok((Handoff, rr, Engine::Exact)));
+        assert_eq!(pick(Auto, sticky, &t, true, &no), Ok((Share, Policy::None, Engine::Exact)));
+        assert_eq!(pick(Steer, rr, &t, true, &no), Ok((Steer, rr, Engine::Even)));
+        assert_eq!(pick(Steer, sticky, &t, false, &no), Ok((Handoff, sticky, Engine::Exact)));
+        assert_eq!(pick(Auto, Policy::None, &t, false, &yes), Ok((Share, Policy::None, Engine::Exact)));
+        assert_eq!(pick(Handoff, sticky, &t, true, &yes), Err(errno::EOPNOTSUPP));
+        assert_eq!(pick(Handoff, rr, &udp, false, &yes), Ok((Share, Policy::None, Engine::Exact)));
+        assert_eq!(pick(Steer, rr, &udp, false, &yes), Ok((Steer, Policy::None, Engine::Exact)));
+        let custom = Policy::Custom;
+        assert_eq!(pick(Auto, custom, &t, false, &yes), Ok((Handoff, custom, Engine::Exact)));
     }
 }

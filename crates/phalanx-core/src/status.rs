@@ -3,6 +3,7 @@
 use crate::dispatch::Totals;
 use crate::lifecycle::{Cause, Ended, State};
 use crate::primary::Hang;
+use crate::steer::Engine;
 use crate::{BoundAddress, Generation, Mechanism, Policy, Slot, SocketId, WorkerId};
 use serde::Serialize;
 
@@ -108,7 +109,10 @@ pub struct ListenerStatus {
     /// Who gets them.
     pub policy: Policy,
     /// Why this mechanism.
-    pub why: &'static str,
+    pub why: String,
+    /// What chooses, in steering.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub engine: Option<Engine>,
     /// Whether new connections are accepted now (hand-off).
     pub accepting: bool,
     /// Accepted connections that wait in the primary.
@@ -117,6 +121,9 @@ pub struct ListenerStatus {
     pub queued: Option<u32>,
     /// The kernel's limit for them.
     pub queue_limit: Option<u32>,
+    /// What only steering counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steering: Option<SteeringStatus>,
     /// Each slot that has held it.
     pub slots: Vec<SlotStatus>,
     /// The socket, for whoever fills in `queued`.
@@ -124,7 +131,26 @@ pub struct ListenerStatus {
     pub socket: SocketId,
 }
 
-/// One slot of one listener. In share the kernel gives connections out and tells nobody: `None`.
+/// What steering counts for a whole listener.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct SteeringStatus {
+    /// Connections that wait for a worker to come.
+    pub park_queued: u32,
+    /// Connections that found no worker, since the start.
+    pub parked: u64,
+    /// Packets that were neither SYN nor ACK: port scans, mostly.
+    pub odd: u64,
+    /// Choices that the kernel refused; should be 0.
+    pub failed: u64,
+    /// Other sockets that listen on the same address and may get some of its connections; should be 0.
+    pub strangers: u32,
+    /// Times that somebody had changed the group and it was put right; should be 0.
+    pub tampered: u64,
+}
+
+/// One slot of one listener, all its workers so far together. In share the kernel gives connections out and tells
+/// nobody: `None`.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct SlotStatus {
@@ -132,12 +158,39 @@ pub struct SlotStatus {
     pub slot: Slot,
     /// Its present worker, if it holds the listener.
     pub worker: Option<WorkerId>,
-    /// Connections handed to it, the ones that came back included.
+    /// Its share of new connections, in proportion to others; 0 gets none.
+    pub weight: u32,
+    /// Hand-off: connections handed to it, the ones that came back included. Steering: SYNs that the program gave
+    /// to it, which is more than connections under floods, scans and SYN cookies. In steering what was handed over
+    /// for another reason is counted as well.
     pub assigned: Option<u64>,
-    /// Connections on their way to it, not acknowledged.
+    /// Steering: final ACKs that the program gave to it, one for each connection by SYN cookie, and stray ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by_cookie: Option<u64>,
+    /// Steering: connections that had waited for another worker and were moved to this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub moved_in: Option<u64>,
+    /// Steering: connections that had waited for this one and were moved to another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub moved_out: Option<u64>,
+    /// Hand-off: connections on their way to it, not acknowledged. Steering: connections that wait for it in the
+    /// kernel.
     pub queued: Option<u64>,
-    /// Connections it acknowledged.
+    /// Steering: the kernel's limit for them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_limit: Option<u32>,
+    /// Hand-off: connections it acknowledged. Steering: connections it accepted, at most (exact if no handshake
+    /// failed): assigned + by cookie + moved in - moved out - queued.
     pub taken: Option<u64>,
+    /// Connections it has open, where they are counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub open: Option<u32>,
+    /// Steering: it is passed over, or limited, because connections wait for it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub lagging: bool,
+    /// Steering: how often it began to lag.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lags: Option<u64>,
 }
 
 /// What became of connections in hand-off: `accepted = pending + in_flight + taken + closed`.

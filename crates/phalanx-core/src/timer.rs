@@ -28,6 +28,12 @@ pub(crate) enum Timer {
     Shutdown,
     /// A listener that ran out of file descriptors may accept again.
     Accept(ListenerId),
+    /// A steered listener is to be looked at.
+    Steer(ListenerId),
+    /// A steered listener is to be guarded.
+    Guard(ListenerId),
+    /// Open connections are to be counted.
+    Count(ListenerId),
 }
 
 /// All deadlines of a cluster.

@@ -1,8 +1,11 @@
 //! Who should get the next connection.
 
+pub mod bucket;
+mod least;
 mod round_robin;
 mod sticky;
 
+pub use least::LeastConnections;
 pub use round_robin::RoundRobin;
 pub use sticky::Sticky;
 
@@ -22,6 +25,11 @@ pub struct Candidate {
     pub slot: Slot,
     /// Connections handed to it and not acknowledged, on all its listeners.
     pub unacknowledged: u32,
+    /// Connections of this listener that it has taken and that were open when last looked; kept only for
+    /// [`LeastConnections`].
+    pub open: u32,
+    /// Its weight: 0 gets nothing.
+    pub weight: u32,
     /// How many it may have at most.
     pub window: u32,
     /// Whether it can be given a connection now.
@@ -43,7 +51,7 @@ impl<'a> Candidates<'a> {
 
     /// Those that can be given a connection now.
     pub fn with_room(&self) -> impl Iterator<Item = &'a Candidate> {
-        self.all.iter().filter(|candidate| candidate.room)
+        self.all.iter().filter(|candidate| candidate.room && candidate.weight > 0)
     }
 
     /// Whether the pending queue is full: who keeps a connection waiting now keeps all others waiting.
@@ -84,13 +92,15 @@ pub enum Policy {
     None,
     /// One client address, one worker, for as long as that worker's slot is served.
     Sticky,
+    /// Whoever has the fewest open connections.
+    LeastConnections,
     /// One of the user's own ([`Config::custom_policy`](crate::Config::custom_policy)), which has no name.
     Custom,
 }
 
 impl Policy {
     /// Those that can be asked for by name.
-    pub const NAMES: [&'static str; 3] = ["round-robin", "none", "sticky"];
+    pub const NAMES: [&'static str; 4] = ["round-robin", "none", "sticky", "least-connections"];
 
     /// Its name.
     pub const fn name(self) -> &'static str {
@@ -98,6 +108,7 @@ impl Policy {
             Policy::RoundRobin => "round-robin",
             Policy::None => "none",
             Policy::Sticky => "sticky",
+            Policy::LeastConnections => "least-connections",
             Policy::Custom => "custom",
         }
     }
@@ -109,6 +120,7 @@ impl Policy {
             // for one worker) goes round.
             Policy::RoundRobin | Policy::None | Policy::Custom => Box::new(RoundRobin::default()),
             Policy::Sticky => Box::new(Sticky::default()),
+            Policy::LeastConnections => Box::new(LeastConnections::default()),
         }
     }
 }
@@ -121,7 +133,7 @@ impl fmt::Display for Policy {
 
 /// The text is not the name of a policy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown policy `{0}`: use one of round-robin, none, sticky")]
+#[error("unknown policy `{0}`: use one of round-robin, none, sticky, least-connections")]
 pub struct UnknownPolicy(String);
 
 impl FromStr for Policy {
@@ -132,6 +144,7 @@ impl FromStr for Policy {
             "round-robin" | "rr" => Ok(Policy::RoundRobin),
             "none" => Ok(Policy::None),
             "sticky" => Ok(Policy::Sticky),
+            "least-connections" | "least" => Ok(Policy::LeastConnections),
             _ => Err(UnknownPolicy(text.to_owned())),
         }
     }

@@ -3,7 +3,7 @@ use crate::WorkerId;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-/// Each worker in turn, in the order in which they joined.
+/// Each worker in turn, in the order in which they joined; one with a weight of `n` gets `n` in its turn.
 ///
 /// A worker without room loses its turn for now and may catch up later, by at most its window: so that
 /// shares stay equal through small delays, and a worker that was away for long is not flooded when it
@@ -11,6 +11,8 @@ use std::net::SocketAddr;
 #[derive(Debug, Default)]
 pub struct RoundRobin {
     last: Option<WorkerId>,
+    /// How many the last one has had in its present turn.
+    had: u32,
     owed: BTreeMap<WorkerId, u32>,
 }
 
@@ -24,16 +26,21 @@ impl PolicyImpl for RoundRobin {
                 return Some(creditor.worker);
             }
         }
-        if !all.iter().any(|c| c.room) {
-            return None;
+        candidates.with_room().next()?;
+        if let Some(last) =
+            candidates.with_room().find(|c| Some(c.worker) == self.last && self.had < c.weight)
+        {
+            self.had += 1;
+            return Some(last.worker);
         }
         let start = match self.last {
             Some(last) => all.iter().position(|c| c.worker == last).map_or(0, |at| at + 1),
             None => 0,
         };
-        for candidate in all[start..].iter().chain(&all[..start]) {
+        for candidate in all[start..].iter().chain(&all[..start]).filter(|c| c.weight > 0) {
             if candidate.room {
                 self.last = Some(candidate.worker);
+                self.had = 1;
                 return Some(candidate.worker);
             }
             let owed = self.owed.entry(candidate.worker).or_insert(0);
@@ -71,6 +78,8 @@ mod tests {
                 worker: WorkerId(n),
                 slot: Slot(n - 1),
                 unacknowledged: 0,
+                open: 0,
+                weight: 1,
                 window: 2,
                 room,
             })
@@ -97,6 +106,19 @@ mod tests {
         }
         let picks: Vec<u32> = (0..5).map(|_| pick(&mut policy, &[true, true])).collect();
         assert_eq!(picks, [2, 2, 2, 1, 2], "two owed, then its turn, then rotation");
+    }
+
+    #[test]
+    fn a_weight_is_a_longer_turn_and_none_is_no_turn() {
+        let mut all = candidates(&[true, true, true]);
+        all[0].weight = 3;
+        all[2].weight = 0;
+        let mut policy = RoundRobin::default();
+        let picks: Vec<u32> = (0..8)
+            .filter_map(|_| policy.pick(None, Candidates { all: &all, queue_full: false }))
+            .map(|id| id.0)
+            .collect();
+        assert_eq!(picks, [1, 1, 1, 2, 1, 1, 1, 2]);
     }
 
     #[test]

@@ -1,7 +1,6 @@
-use super::{Candidate, Candidates, PolicyImpl, RoundRobin};
+use super::{Candidate, Candidates, PolicyImpl, RoundRobin, bucket};
 use crate::WorkerId;
-use crate::rng::mix;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 /// One client address, one worker: rendezvous hashing over the slots.
 ///
@@ -16,11 +15,11 @@ pub struct Sticky {
 impl PolicyImpl for Sticky {
     fn pick(&mut self, peer: Option<SocketAddr>, candidates: Candidates<'_>) -> Option<WorkerId> {
         let Some(peer) = peer else { return self.unaddressed.pick(None, candidates) };
-        let client = hash(peer.ip());
+        let bucket = bucket::of(peer.ip());
         let best = |who: &mut dyn Iterator<Item = &Candidate>| {
-            who.max_by_key(|c| (mix(client ^ mix(u64::from(c.slot.0))), c.worker)).copied()
+            who.max_by_key(|c| (bucket::score(bucket, c.slot, c.weight), c.worker)).copied()
         };
-        let mine = best(&mut candidates.all().iter())?;
+        let mine = best(&mut candidates.all().iter().filter(|c| c.weight > 0))?;
         if mine.room {
             return Some(mine.worker);
         }
@@ -39,25 +38,22 @@ impl PolicyImpl for Sticky {
     }
 }
 
-/// IPv4 addresses hash alike whether they come plain or mapped into IPv6, as on a dual-stack listener.
-fn hash(ip: IpAddr) -> u64 {
-    match ip.to_canonical() {
-        IpAddr::V4(ip) => mix(u64::from(ip.to_bits())),
-        IpAddr::V6(ip) => {
-            let bits = ip.to_bits();
-            mix(mix(bits as u64) ^ (bits >> 64) as u64)
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::Slot;
-    use std::net::Ipv4Addr;
+    use std::net::{IpAddr, Ipv4Addr};
 
     fn candidate(slot: u32, room: bool) -> Candidate {
-        Candidate { worker: WorkerId(slot + 1), slot: Slot(slot), unacknowledged: 0, window: 4, room }
+        Candidate {
+            worker: WorkerId(slot + 1),
+            slot: Slot(slot),
+            unacknowledged: 0,
+            open: 0,
+            weight: 1,
+            window: 4,
+            room,
+        }
     }
 
     fn client(n: u32) -> Option<SocketAddr> {

@@ -6,7 +6,8 @@ use crate::dispatch::{Connection, MAX_DEATHS};
 use crate::lifecycle::{Ended, SIGKILL};
 use crate::timer::Timer;
 use crate::wire::Seq;
-use crate::{Action, ConnId, Event, ListenerId, Mechanism, SocketId, Time, WorkerId};
+use crate::{Action, ConnId, Event, ListenerId, Mechanism, Policy, SocketId, Time, WorkerId};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -15,6 +16,8 @@ const NO_FILES_REST: Duration = Duration::from_millis(50);
 /// The primary that ran out of descriptors tries again after this, doubled up to a second.
 const STARVED_REST: Duration = Duration::from_millis(100);
 const STARVED_LONGEST: Duration = Duration::from_secs(1);
+/// Open connections are counted at most so often, and only while new ones come.
+const COUNT_EVERY: Duration = Duration::from_millis(100);
 
 impl<C> Primary<C> {
     /// A connection was accepted on a socket.
@@ -155,6 +158,14 @@ impl<C> Primary<C> {
             let slot = seat.slot;
             if let Some(listener) = self.listeners.get_mut(connection.listener) {
                 listener.counts.entry(slot).or_default().taken += 1;
+                if listener.policy == Policy::LeastConnections
+                    && let Some(peer) = connection.peer
+                {
+                    listener.opened(peer, worker);
+                    if !std::mem::replace(&mut listener.counting, true) {
+                        self.timers.set(Timer::Count(connection.listener), now + COUNT_EVERY);
+                    }
+                }
             }
             // Our copy must go now: while it is open the worker's close sends no FIN (K-17).
             drop(connection);
@@ -243,6 +254,21 @@ impl<C> Primary<C> {
                 self.give_back(connection);
             }
         }
+    }
+
+    pub(super) fn count(&mut self, id: ListenerId) {
+        if let Some(listener) = self.listeners.get_mut(id) {
+            listener.counting = false;
+            self.actions.push_back(Action::Count { socket: listener.socket });
+        }
+    }
+
+    /// The answer to [`Action::Count`] for a listener that is not steered: the peers of all its connections that
+    /// are open.
+    pub fn handle_peers(&mut self, socket: SocketId, open: &BTreeSet<SocketAddr>) {
+        let Some(id) = self.listeners.by_socket(socket) else { return };
+        let Some(listener) = self.listeners.get_mut(id) else { return };
+        listener.still_open(open);
     }
 
     /// Tells the driver to accept or not, when that has changed.

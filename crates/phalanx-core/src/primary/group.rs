@@ -5,7 +5,6 @@ use super::seat::Seat;
 use super::{Aborted, Primary};
 use crate::dispatch::Ledger;
 use crate::lifecycle::{Cause, Ended, Input, Life, Speaks};
-use crate::ready::Ready;
 use crate::reconcile::{Bounds, Due, Occupant, Place, Step, Successor, next_step};
 use crate::restart::{Backoff, Restart};
 use crate::status::LastEnd;
@@ -158,6 +157,7 @@ impl<C> Primary<C> {
             Ok(pid) => {
                 let slot = spawn.slot;
                 self.seat(now, spawn, pid);
+                self.observe(now, worker);
                 let expected = self
                     .slots
                     .get(&slot)
@@ -169,6 +169,7 @@ impl<C> Primary<C> {
                 }
             }
             Err(error) => {
+                self.let_go(now, worker);
                 if worker.0 + 1 == self.next_worker {
                     self.next_worker -= 1;
                 }
@@ -233,7 +234,7 @@ impl<C> Primary<C> {
         let worker = WorkerId(self.next_worker);
         self.next_worker += 1;
         self.record(slot).starts += 1;
-        let lend = self.lend_at_birth(slot);
+        let lend = self.lend_at_birth(worker, slot);
         let spawn = Spawn { worker, slot, generation, env, lend };
         self.spawning.insert(worker, spawn.clone());
         self.actions.push_back(Action::Spawn(spawn));
@@ -303,8 +304,7 @@ impl<C> Primary<C> {
             self.limit(now, worker);
         }
         self.consider(now, worker);
-        let asks_kernel = matches!(self.config.ready, Ready::Auto | Ready::Listening);
-        if lent && asks_kernel {
+        if lent {
             self.actions.push_back(Action::Watch { worker });
         }
     }

@@ -60,10 +60,10 @@ impl<C> Primary<C> {
             Message::QueryServer { seq, request } => self.query(worker, seq, request),
             Message::Listening { request } => {
                 self.live(now, worker, Input::Listening);
-                self.listening(worker, &request);
+                self.listening(now, worker, &request);
                 self.probe(worker);
             }
-            Message::Close { key } => self.close(worker, &key),
+            Message::Close { key } => self.close(now, worker, &key),
             Message::LeaveNotice { seq } => {
                 self.say(worker, &Message::Reply(Reply::bare(seq)));
                 self.live(now, worker, Input::LeaveNotice);
@@ -110,7 +110,7 @@ impl<C> Primary<C> {
         match receipt {
             Some(Receipt::Connection(id)) if !arrived => self.lost(now, worker, id),
             Some(Receipt::Listen { listener, ack, tries }) if !arrived => {
-                self.listen_lost(listener, worker, ack, tries);
+                self.listen_lost(now, listener, worker, ack, tries);
             }
             // A handle of the user's that arrived is theirs now, and one that did not is lost: ours closes.
             Some(Receipt::Connection(_) | Receipt::Listen { .. } | Receipt::Handle(_)) | None => {}

@@ -2,12 +2,17 @@
 
 use super::Primary;
 use super::seat::{Carry, Receipt};
+use crate::dispatch::Dispatch;
 use crate::lifecycle::Speaks;
-use crate::listen::{NewListener, Progress, Waiting, choose, errno, key_of, spec_of};
+use crate::listen::{
+    Choice, NewListener, Progress, Waiting, Wanted, choose, errno, key_of, rule_of, spec_of,
+};
 use crate::policy::{Candidate, Policy};
+use crate::steer::Steering;
+use crate::timer::Timer;
 use crate::wire::{HandleKind, ListenRequest, Message, Reply, Seq, SockName};
 use crate::{
-    Action, BindSpec, BoundAddress, Event, ListenerId, ListeningInfo, Mechanism, Slot, SocketId, State,
+    Action, BindSpec, BoundAddress, Event, ListenerId, ListeningInfo, Mechanism, Slot, SocketId, State, Time,
     WorkerId,
 };
 use serde_json::value::RawValue;
@@ -37,12 +42,12 @@ impl<C> Primary<C> {
         if self.listeners.by_name(name).is_some() {
             return Err(format!("two listeners are called `{name}`: give each a name of its own"));
         }
-        let (mechanism, policy, why) = choose(self.config.mechanism, self.config.policy, &spec, needs_socket)
-            .map_err(|_| {
-                format!("listener `{name}`: hand-off needs a channel, which a plain program does not have")
-            })?;
+        let policy = self.config.policy;
+        let choice = self.choose(policy, needs_socket, &spec).map_err(|_| {
+            format!("listener `{name}`: hand-off needs a channel, which a plain program does not have")
+        })?;
         let key = key_of(&spec);
-        Ok(self.bind(key, Some(name.to_owned()), spec, (mechanism, policy, why), 0))
+        Ok(self.bind(key, Some(name.to_owned()), spec, policy, choice, needs_socket, 0))
     }
 
     /// The answer to [`Action::Bind`]: the address, or the system's error number.
@@ -165,8 +170,14 @@ impl<C> Primary<C> {
             Some(policy) => policy.parse::<Policy>().map_err(|_| errno::EINVAL)?,
             None => self.config.policy,
         };
-        let chosen = choose(self.config.mechanism, policy, &spec, request.socket)?;
-        Ok(self.bind(request.key(), None, spec, chosen, request.backlog))
+        let choice = self.choose(policy, request.socket, &spec)?;
+        Ok(self.bind(request.key(), None, spec, policy, choice, request.socket, request.backlog))
+    }
+
+    fn choose(&self, policy: Policy, needs_socket: bool, spec: &BindSpec) -> Result<Choice, i32> {
+        let wanted =
+            Wanted { mechanism: self.config.mechanism, policy, needs_socket, refused: &self.refused };
+        choose(wanted, spec)
     }
 
     fn join_existing(
@@ -205,36 +216,67 @@ impl<C> Primary<C> {
             .unwrap_or(0)
     }
 
+    #[expect(clippy::too_many_arguments, reason = "the one place where a listener is made")]
     fn bind(
         &mut self,
         key: String,
         name: Option<String>,
         spec: BindSpec,
-        (mechanism, policy, why): (Mechanism, Policy, &'static str),
+        wanted: Policy,
+        choice: Choice,
+        needs_socket: bool,
         backlog: u32,
     ) -> ListenerId {
         let backlog = backlog.max(self.config.backlog);
-        let instance = match &self.config.custom_policy {
-            Some(make) if policy == Policy::Custom => make(),
-            _ => policy.instance(),
-        };
-        let (id, socket) = self.listeners.insert(NewListener {
+        let pending_max = self.config.pending_max;
+        let id = self.listeners.insert(NewListener {
             key,
             name,
-            spec: spec.clone(),
-            mechanism,
-            policy,
-            why,
+            spec,
+            wanted,
+            needs_socket,
             backlog,
-            pending_max: self.config.pending_max,
-            instance,
+            pending_max,
         });
-        self.actions.push_back(Action::Bind { socket, listener: id, spec, backlog });
+        self.open(id, choice);
         id
     }
 
+    /// Opens a listener by this choice.
+    pub(super) fn open(&mut self, id: ListenerId, choice: Choice) {
+        let Some(listener) = self.listeners.get_mut(id) else { return };
+        let instance = match &self.config.custom_policy {
+            Some(make) if choice.policy == Policy::Custom => make(),
+            _ => choice.policy.instance(),
+        };
+        listener.dispatch = Dispatch::new(instance, self.config.pending_max);
+        listener.mechanism = choice.mechanism;
+        listener.policy = choice.policy;
+        listener.why = choice.why;
+        let (socket, spec, backlog) = (listener.socket, listener.spec.clone(), listener.backlog);
+        self.actions.push_back(if choice.mechanism == Mechanism::Steer {
+            let rule = rule_of(&spec, choice.policy);
+            let (lag_after, hang) = (self.config.lag_after, self.config.hang_timeout);
+            let weights = self.config.weights.clone();
+            listener.steering = Some(Steering::new(rule, choice.engine, lag_after, hang, weights));
+            Action::Group { group: socket, listener: id, spec, backlog, engine: choice.engine, rule }
+        } else {
+            Action::Bind { socket, listener: id, spec, backlog }
+        });
+    }
+
+    /// A worker that may join does so, as soon as it has a socket where it needs one.
+    fn join(&mut self, id: ListenerId, worker: WorkerId, seq: Seq) {
+        let Some(slot) = self.seats.get(&worker).map(|seat| seat.slot) else { return };
+        if self.listeners.get(id).is_some_and(|listener| listener.mechanism == Mechanism::Steer) {
+            self.join_steered(id, Waiting { worker, seq }, slot);
+        } else {
+            self.admit(id, worker, seq);
+        }
+    }
+
     /// The answer to a worker that may join; from here on it is a member.
-    fn join(&mut self, id: ListenerId, worker: WorkerId, ack: Seq) {
+    pub(super) fn admit(&mut self, id: ListenerId, worker: WorkerId, ack: Seq) {
         let Some(seat) = self.seats.get(&worker) else { return };
         if !matches!(seat.life.state(), State::Online | State::Listening) {
             return;
@@ -243,6 +285,8 @@ impl<C> Primary<C> {
             worker,
             slot: seat.slot,
             unacknowledged: seat.ledger.len() as u32,
+            open: 0,
+            weight: self.weight(seat.slot),
             window: seat.window,
             room: seat.has_room(),
         };
@@ -256,19 +300,23 @@ impl<C> Primary<C> {
 
     /// The sockets that a worker of this slot is born with: the configured ones that are shared, for a program
     /// that may not be able to ask.
-    pub(super) fn lend_at_birth(&mut self, slot: Slot) -> Vec<(String, SocketId)> {
+    pub(super) fn lend_at_birth(&mut self, worker: WorkerId, slot: Slot) -> Vec<(String, SocketId)> {
         if !matches!(self.config.speaks, Speaks::Perhaps | Speaks::Nothing) {
             return Vec::new();
         }
         let mut lent = Vec::new();
-        for (_, listener) in self.listeners.iter_mut() {
-            if let Some(name) = listener.name.clone()
-                && listener.mechanism == Mechanism::Share
-                && listener.is_bound()
-            {
-                listener.counts.entry(slot).or_default();
-                lent.push((name, listener.lend(slot)));
-            }
+        for id in self.listeners.ids() {
+            let Some(listener) = self.listeners.get_mut(id).filter(|listener| listener.is_bound()) else {
+                continue;
+            };
+            let Some(name) = listener.name.clone() else { continue };
+            listener.counts.entry(slot).or_default();
+            let socket = match listener.mechanism {
+                Mechanism::Share => Some(listener.socket),
+                Mechanism::Steer => self.place_in(id, worker, slot),
+                Mechanism::Handoff | Mechanism::Auto => None,
+            };
+            lent.extend(socket.map(|socket| (name, socket)));
         }
         lent
     }
@@ -285,8 +333,8 @@ impl<C> Primary<C> {
         };
         let mut reply =
             Reply { ack, key: Some(listener.key.clone()), data: listener.data.clone(), ..Reply::default() };
-        let socket = listener.lend(seat.slot);
-        if listener.mechanism == Mechanism::Share {
+        let socket = listener.lend(worker);
+        if matches!(listener.mechanism, Mechanism::Share | Mechanism::Steer) {
             reply.errno = Some(0);
             let kind =
                 if listener.spec.is_stream() { HandleKind::NetNative } else { HandleKind::DgramNative };
@@ -302,24 +350,31 @@ impl<C> Primary<C> {
         }
     }
 
-    fn refuse(&mut self, worker: WorkerId, ack: Seq, key: &str, data: Option<Box<RawValue>>, errno: i32) {
+    pub(super) fn refuse(
+        &mut self,
+        worker: WorkerId,
+        ack: Seq,
+        key: &str,
+        data: Option<Box<RawValue>>,
+        errno: i32,
+    ) {
         let reply = Reply { ack, errno: Some(-errno), key: Some(key.to_owned()), data, ..Reply::default() };
         self.say(worker, &Message::Reply(reply));
     }
 
     /// The handle of a shared listener was lost on the way `tries` times.
-    pub(super) fn listen_lost(&mut self, id: ListenerId, worker: WorkerId, ack: Seq, tries: u8) {
+    pub(super) fn listen_lost(&mut self, now: Time, id: ListenerId, worker: WorkerId, ack: Seq, tries: u8) {
         if tries < 3 && self.listeners.get(id).is_some() {
             self.answer_listen(id, worker, ack, tries + 1);
         } else if let Some(listener) = self.listeners.get(id) {
             let key = listener.key.clone();
             self.refuse(worker, ack, &key, None, errno::EMFILE);
-            self.leave_one(id, worker, Leaving::Closed);
+            self.leave_one(now, id, worker, Leaving::Closed);
         }
     }
 
     /// One of a worker's servers listens.
-    pub(super) fn listening(&mut self, worker: WorkerId, request: &ListenRequest) {
+    pub(super) fn listening(&mut self, now: Time, worker: WorkerId, request: &ListenRequest) {
         let info = ListeningInfo {
             address: request.address.clone(),
             port: request.port,
@@ -327,39 +382,45 @@ impl<C> Primary<C> {
             fd: request.fd,
         };
         self.events.push_back(Event::Listening { worker, info });
-        // Its own listen() may have made the backlog of the common socket smaller (DEC-09).
+        // Its own listen() may have made the backlog of the socket that it was lent smaller (DEC-09).
         for (_, listener) in self.listeners.iter() {
-            if listener.mechanism == Mechanism::Share
+            if matches!(listener.mechanism, Mechanism::Share | Mechanism::Steer)
                 && listener.spec.is_stream()
                 && listener.is_bound()
                 && listener.dispatch.holds(worker)
             {
                 let backlog = listener.backlog;
-                self.actions.push_back(Action::Listen { socket: listener.socket, backlog });
+                self.actions.push_back(Action::Listen { socket: listener.lend(worker), backlog });
             }
         }
+        self.accepts(now, worker);
     }
 
     /// A worker closed a server. An unknown key is normal: it may have been taken off before it said so.
-    pub(super) fn close(&mut self, worker: WorkerId, key: &str) {
+    pub(super) fn close(&mut self, now: Time, worker: WorkerId, key: &str) {
         if let Some(id) = self.listeners.by_key(key) {
-            self.leave_one(id, worker, Leaving::Closed);
+            self.leave_one(now, id, worker, Leaving::Closed);
         }
     }
 
     /// A worker leaves every listener.
-    pub(super) fn leave_all(&mut self, worker: WorkerId) {
+    pub(super) fn leave_all(&mut self, now: Time, worker: WorkerId) {
         for id in self.listeners.ids() {
-            self.leave_one(id, worker, Leaving::Altogether);
+            self.leave_one(now, id, worker, Leaving::Altogether);
         }
     }
 
-    fn leave_one(&mut self, id: ListenerId, worker: WorkerId, why: Leaving) {
+    fn leave_one(&mut self, now: Time, id: ListenerId, worker: WorkerId, why: Leaving) {
+        self.steer(now, id, |steering, wishes| match why {
+            Leaving::Closed => steering.gone(now, worker, wishes),
+            Leaving::Altogether => steering.leave(now, worker, wishes),
+        });
         let replaced = why == Leaving::Altogether && self.will_be_replaced();
         let Some(listener) = self.listeners.get_mut(id) else { return };
         if let Progress::Binding(waiting) = &mut listener.progress {
             waiting.retain(|w| w.worker != worker);
         }
+        listener.joining.retain(|(_, waiting)| waiting.worker != worker);
         if !listener.dispatch.leave(worker) {
             return;
         }
@@ -393,7 +454,12 @@ impl<C> Primary<C> {
 
     fn close_listener(&mut self, id: ListenerId) {
         let Some(mut listener) = self.listeners.remove(id) else { return };
-        self.timers.stop(crate::timer::Timer::Accept(id));
+        for timer in [Timer::Accept(id), Timer::Count(id)] {
+            self.timers.stop(timer);
+        }
+        if let Some(mut steering) = listener.steering.take() {
+            self.disband(id, listener.socket, &mut steering);
+        }
         self.totals.closed.listener_closed += listener.dispatch.drain().count() as u64;
         self.actions.push_back(Action::Unbind { socket: listener.socket });
         self.events.push_back(Event::ListenerClosed { key: listener.key });

@@ -9,18 +9,21 @@ mod readiness;
 mod rollout;
 mod seat;
 mod snapshot;
+mod steering;
 mod transmit;
 
 pub use causes::Hang;
 pub use group::Hurry;
 pub use rollout::{Aborted, Refused};
 pub use seat::WorkerView;
+pub use steering::GroupError;
 pub use transmit::{Blocked, Carried, SendError, Transmit};
 
 use crate::dispatch::{Connection, Totals};
 use crate::lifecycle::{Announce, Effect, Ended, Input};
-use crate::listen::ListenTable;
+use crate::listen::{ListenTable, Refusals};
 use crate::rng::Rng;
+use crate::steer::Wish;
 use crate::timer::{Timer, TimerTable};
 use crate::wire::Seq;
 use crate::{Action, Config, ConnId, Event, Generation, Slot, Spawn, Time, WorkerId};
@@ -72,6 +75,8 @@ pub struct Primary<C> {
     actions: VecDeque<Action>,
     events: VecDeque<Event<C>>,
     effects: Vec<Effect>,
+    wishes: Vec<Wish>,
+    refused: Refusals,
     unknown_answers: u64,
 }
 
@@ -101,6 +106,8 @@ impl<C> Primary<C> {
             actions: VecDeque::new(),
             events: VecDeque::new(),
             effects: Vec::new(),
+            wishes: Vec::new(),
+            refused: Refusals::default(),
             unknown_answers: 0,
         }
     }
@@ -136,6 +143,9 @@ impl<C> Primary<C> {
                 Timer::Age(worker) => self.old(now, worker),
                 Timer::Measure => self.measure(now),
                 Timer::Shutdown => self.delay_over(now),
+                Timer::Steer(listener) => self.look(now, listener),
+                Timer::Guard(listener) => self.guard(now, listener),
+                Timer::Count(listener) => self.count(listener),
             }
         }
     }
@@ -234,7 +244,7 @@ impl<C> Primary<C> {
             Effect::AskToLeave => self.say(id, &crate::wire::Message::Disconnect),
             Effect::LeaveListeners => {
                 self.leave_footsteps(id);
-                self.leave_all(id);
+                self.leave_all(now, id);
             }
             Effect::Signal(signal) => self.actions.push_back(Action::Signal { worker: id, signal }),
             Effect::CloseChannel => {
@@ -245,7 +255,12 @@ impl<C> Primary<C> {
                 }
             }
             Effect::Fence(ended) => self.fence(id, ended),
-            Effect::Announce(what) => self.announce(now, id, what),
+            Effect::Announce(what) => {
+                if matches!(what, Announce::Disconnect | Announce::Exit(_)) {
+                    self.let_go(now, id);
+                }
+                self.announce(now, id, what);
+            }
             Effect::Forget => self.forget(id),
         }
     }

@@ -1,8 +1,11 @@
 //! The present, for `status`.
 
 use super::Primary;
-use crate::status::{LedgerStatus, ListenerStatus, SlotStatus, Status, WorkerStatus};
-use crate::{Mechanism, Slot, Time};
+use crate::listen::Listener;
+use crate::status::{LedgerStatus, ListenerStatus, SlotStatus, Status, SteeringStatus, WorkerStatus};
+use crate::steer::Steering;
+use crate::{ListenerId, Mechanism, Policy, Slot, Time};
+use std::collections::BTreeSet;
 
 impl<C> Primary<C> {
     /// A snapshot. What only the system knows (memory, kernel queues) is left for the driver to fill in.
@@ -33,38 +36,7 @@ impl<C> Primary<C> {
             })
             .collect();
         workers.sort_by_key(|worker| (worker.slot, worker.id));
-        let listeners = self.listeners.iter().map(|(id, listener)| {
-            let handoff = listener.mechanism == Mechanism::Handoff;
-            let slots = listener.counts.iter().map(|(&slot, count)| {
-                let worker = if handoff {
-                    listener.dispatch.workers().find(|w| self.slot_of(*w) == Some(slot))
-                } else {
-                    self.slots.get(&slot).and_then(|record| record.worker)
-                };
-                let queued = worker.and_then(|w| self.seats.get(&w)).map(|seat| seat.ledger.count(id));
-                SlotStatus {
-                    slot,
-                    worker,
-                    assigned: handoff.then_some(count.assigned),
-                    queued: handoff.then_some(queued.unwrap_or(0)),
-                    taken: handoff.then_some(count.taken),
-                }
-            });
-            ListenerStatus {
-                key: listener.key.clone(),
-                name: listener.name.clone(),
-                address: listener.address().cloned(),
-                mechanism: listener.mechanism,
-                policy: listener.policy,
-                why: listener.why,
-                accepting: listener.accepting,
-                pending: listener.dispatch.pending(),
-                queued: None,
-                queue_limit: None,
-                slots: slots.collect(),
-                socket: listener.socket,
-            }
-        });
+        let listeners = self.listeners.iter().map(|(id, listener)| self.listener_status(id, listener));
         Status {
             workers,
             listeners: listeners.collect(),
@@ -75,6 +47,83 @@ impl<C> Primary<C> {
             ready: self.places().iter().filter(|place| place.serves_slot(self.wanted)).count() as u32,
             generation: self.stable,
             reloading: self.generations().1,
+        }
+    }
+
+    fn listener_status(&self, id: ListenerId, listener: &Listener<C>) -> ListenerStatus {
+        let steering = listener.steering.as_ref();
+        let numbers = steering.map(Steering::numbers).unwrap_or_default();
+        let slots: BTreeSet<Slot> = listener.counts.keys().chain(numbers.keys()).copied().collect();
+        let slots = slots.into_iter().map(|slot| {
+            let worker = listener.dispatch.workers().find(|w| self.slot_of(*w) == Some(slot));
+            let count = listener.counts.get(&slot).copied().unwrap_or_default();
+            match (listener.mechanism, numbers.get(&slot)) {
+                (Mechanism::Steer, Some(numbers)) => SlotStatus {
+                    slot,
+                    worker: numbers.worker,
+                    weight: numbers.weight,
+                    assigned: Some(numbers.assigned + count.assigned),
+                    by_cookie: Some(numbers.by_cookie),
+                    moved_in: Some(numbers.moved_in),
+                    moved_out: Some(numbers.moved_out),
+                    queued: Some(u64::from(numbers.queued)),
+                    queue_limit: Some(numbers.queue_limit),
+                    taken: Some(numbers.taken + count.taken),
+                    open: numbers.open,
+                    lagging: numbers.lagging,
+                    lags: Some(numbers.lags),
+                },
+                (mechanism, _) => {
+                    let handoff = mechanism == Mechanism::Handoff;
+                    let seat = worker.and_then(|w| self.seats.get(&w));
+                    let open = worker
+                        .filter(|_| listener.policy == Policy::LeastConnections)
+                        .map(|worker| listener.open.values().filter(|w| **w == worker).count() as u32);
+                    SlotStatus {
+                        slot,
+                        worker: if handoff {
+                            worker
+                        } else {
+                            self.slots.get(&slot).and_then(|record| record.worker)
+                        },
+                        weight: self.weight(slot),
+                        assigned: handoff.then_some(count.assigned),
+                        by_cookie: None,
+                        moved_in: None,
+                        moved_out: None,
+                        queued: handoff.then(|| seat.map_or(0, |seat| seat.ledger.count(id))),
+                        queue_limit: None,
+                        taken: handoff.then_some(count.taken),
+                        open,
+                        lagging: false,
+                        lags: None,
+                    }
+                }
+            }
+        });
+        let slots: Vec<SlotStatus> = slots.collect();
+        ListenerStatus {
+            key: listener.key.clone(),
+            name: listener.name.clone(),
+            address: listener.address().cloned(),
+            mechanism: listener.mechanism,
+            policy: listener.policy,
+            why: listener.why.to_string(),
+            engine: steering.map(Steering::engine),
+            accepting: listener.accepting,
+            pending: listener.dispatch.pending(),
+            queued: None,
+            queue_limit: None,
+            steering: steering.map(|steering| SteeringStatus {
+                park_queued: steering.totals().park_queued,
+                parked: steering.totals().parked,
+                odd: steering.totals().odd,
+                failed: steering.totals().failed,
+                strangers: steering.strangers,
+                tampered: steering.tampered,
+            }),
+            slots,
+            socket: listener.socket,
         }
     }
 

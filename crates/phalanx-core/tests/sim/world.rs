@@ -6,8 +6,8 @@ use crate::net::{Conn, Dice, Open};
 use crate::process::Process;
 use phalanx_core::wire::Family;
 use phalanx_core::{
-    Action, BindSpec, Blocked, Carried, Config, Ended, Event, Examined, Hurry, Policy, Primary, SocketId,
-    Speaks, Time, WorkerEvent, WorkerId,
+    Action, BindSpec, Blocked, Carried, Config, Ended, Event, Examined, Hurry, Mechanism, Policy, Primary,
+    SocketId, Speaks, Time, WorkerEvent, WorkerId,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -105,6 +105,7 @@ impl World {
     ) -> World {
         let mut config = Config::default();
         config.policy = policy;
+        config.mechanism = Mechanism::Handoff;
         config.window = window;
         config.seed = seed;
         config.pending_max = 8;
