@@ -84,12 +84,19 @@ pub(crate) struct Run {
     /// Name of this instance [default: the program's name]
     #[arg(short, long)]
     pub(crate) name: Option<String>,
-    /// Who gets the next connection: round-robin, sticky, or none (the operating system decides)
+    /// Who gets the next connection: round-robin, least-connections, sticky (client address), or none (the
+    /// operating system decides)
     #[arg(short, long)]
     pub(crate) policy: Option<phalanx::Policy>,
-    /// How it gets there: auto, handoff or share
+    /// How it gets there: auto, steer (the kernel chooses), handoff or share
     #[arg(long, default_value = "auto", value_name = "M")]
     pub(crate) mechanism: phalanx::Mechanism,
+    /// Shares of slots 0, 1, ... in proportion [default: 1 each]; 0 gets nothing
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',')]
+    pub(crate) weights: Vec<u32>,
+    /// A steered worker that takes nothing for so long while connections wait is passed over
+    #[arg(long, value_name = "MS", default_value_t = 10)]
+    pub(crate) lag_after_ms: u64,
     /// What workers are given to speak on
     #[arg(long, default_value = "auto", value_enum)]
     pub(crate) channel: Channel,

@@ -32,8 +32,14 @@ pub(crate) fn run(args: args::Run) -> Result<Code, Failure> {
     if args.user.is_none() && phalanx_os::user::is_root() {
         tracing::warn!("workers run as root: name a user with -u, as www-data or 1000:1000");
     }
-    let mut builder =
-        args.lives.describe(program(&args)?).workers(workers).policy(policy).mechanism(args.mechanism);
+    let mut builder = args
+        .lives
+        .describe(program(&args)?)
+        .workers(workers)
+        .policy(policy)
+        .mechanism(args.mechanism)
+        .weights(args.weights.iter().copied())
+        .lag_after(std::time::Duration::from_millis(args.lag_after_ms));
     if let Some(window) = args.window {
         builder = builder.window(window);
     }
@@ -244,6 +250,21 @@ fn tell(primary: &Primary, event: &Event) {
         Event::Degraded { slot } => tracing::warn!(%slot, "workers of this slot die before they come up"),
         Event::OutputDropped { dropped } => {
             tracing::warn!(dropped, "nobody reads what the workers print: lines are dropped");
+        }
+        Event::Lags { worker, key } => {
+            tracing::debug!(%worker, key, "worker lags: others get its connections")
+        }
+        Event::SteeringRefused { engine, why } => {
+            tracing::warn!(?engine, why, "the kernel cannot choose here; see `phalanx doctor`");
+        }
+        Event::Tampered { key } => {
+            tracing::warn!(
+                key,
+                "somebody changed the sockets of a listener, a worker most likely; put right"
+            );
+        }
+        Event::Strangers { key, count } if *count > 0 => {
+            tracing::warn!(key, count, "other sockets listen on the same address: they may get connections");
         }
         Event::OutOfFiles { key } => tracing::warn!(key, "out of file descriptors: a listener rests"),
         Event::AcceptingAgain { key } => tracing::info!(key, "the listener accepts again"),

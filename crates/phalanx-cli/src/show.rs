@@ -85,15 +85,20 @@ fn table(status: &Value) -> String {
             text(&listener["pending"]),
             text(&listener["queued"]),
         ));
-        let mut rows = vec![["  SLOT", "WORKER", "ASSIGNED", "QUEUED", "TAKEN"].map(str::to_owned).to_vec()];
+        let steered = listener["steering"].is_object();
+        let mut head = vec!["  SLOT", "WORKER", "ASSIGNED", "QUEUED", "TAKEN"];
+        if steered {
+            head.extend(["MOVED IN", "MOVED OUT", "OPEN", "WEIGHT", "LAGS", ""]);
+        }
+        let mut rows = vec![head.into_iter().map(str::to_owned).collect::<Vec<_>>()];
         for slot in listener["slots"].as_array().into_iter().flatten() {
-            rows.push(vec![
-                format!("  {}", text(&slot["slot"])),
-                text(&slot["worker"]),
-                text(&slot["assigned"]),
-                text(&slot["queued"]),
-                text(&slot["taken"]),
-            ]);
+            let mut row = vec![format!("  {}", text(&slot["slot"]))];
+            row.extend(["worker", "assigned", "queued", "taken"].map(|name| text(&slot[name])));
+            if steered {
+                row.extend(["moved_in", "moved_out", "open", "weight", "lags"].map(|name| text(&slot[name])));
+                row.push(if slot["lagging"] == true { "lagging".to_owned() } else { String::new() });
+            }
+            rows.push(row);
         }
         align(&rows, &mut out);
     }

@@ -50,6 +50,8 @@ pub enum Action {
         place: Place,
         /// What marks its connections; never used again.
         tag: u32,
+        /// Backlog of listen(2).
+        backlog: u32,
     },
     /// From now on, connections of a group go to these places in turn (or by bucket).
     Ring {

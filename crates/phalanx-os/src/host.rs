@@ -70,6 +70,17 @@ pub fn memory_kib(pid: u32) -> io::Result<Memory> {
     Ok(Memory { rss_kib: pages.saturating_mul(rustix::param::page_size() as u64) / 1024 })
 }
 
+/// Whether the main thread of a process runs, waits for a disk or is stopped, and does not sleep.
+///
+/// # Errors
+/// `NotFound` when there is no such process, or no `/proc`.
+pub fn is_busy(pid: u32) -> io::Result<bool> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name may contain anything, spaces and brackets too: the state follows its last bracket.
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    Ok(matches!(state.ok_or(io::ErrorKind::InvalidData)?, 'R' | 'D' | 'T' | 't'))
+}
+
 /// The open fds of a process, of this one for `None`, in order, each with what `/proc` calls it
 /// (`socket:[1234]`, `/dev/null`). The fd used for looking is left out.
 ///
@@ -188,6 +199,14 @@ mod tests {
         assert!(memory_kib(std::process::id()).unwrap().rss_kib > 0);
         // No process has this number: it is beyond the highest that Linux gives.
         assert_eq!(memory_kib(1 << 30).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn who_asks_is_busy() {
+        // The main thread sleeps while this one runs the tests; a thread has a number of its own.
+        let this = rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned();
+        assert!(is_busy(this).unwrap());
+        assert_eq!(is_busy(1 << 30).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

@@ -314,6 +314,28 @@ impl Builder {
         self
     }
 
+    /// Weights of slots, from slot 0: their shares of new connections, in proportion. 1 where none is given; a
+    /// weight of 0 gets none.
+    #[must_use]
+    pub fn weights(mut self, weights: impl IntoIterator<Item = u32>) -> Builder {
+        self.config.weights = weights.into_iter().collect();
+        if let Some(weight) = self.config.weights.iter().find(|weight| **weight > 1000) {
+            self.errors.push(Error::Config(format!("a weight of {weight} is out of range: use 0 to 1000")));
+        }
+        self
+    }
+
+    /// A steered worker that has taken nothing for so long, while connections wait for it, lags: what waits goes
+    /// to the others, and it is passed over until it takes connections again. 10 ms, unless said otherwise.
+    #[must_use]
+    pub fn lag_after(mut self, lag_after: Duration) -> Builder {
+        if lag_after < Duration::from_millis(1) {
+            self.errors.push(Error::Config("`lag_after` is at least 1 ms".to_owned()));
+        }
+        self.config.lag_after = lag_after;
+        self
+    }
+
     /// What workers are given to speak on.
     #[must_use]
     pub fn channel(mut self, speaks: Speaks) -> Builder {
@@ -480,7 +502,9 @@ impl Builder {
                     .to_owned(),
             ));
         }
-        if self.config.mechanism == Mechanism::Share && self.config.policy == Policy::Sticky {
+        if self.config.mechanism == Mechanism::Share
+            && matches!(self.config.policy, Policy::Sticky | Policy::LeastConnections)
+        {
             return Err(Error::Config(
                 "share leaves the choice to the operating system, so it cannot be sticky: use hand-off"
                     .to_owned(),

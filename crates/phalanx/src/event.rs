@@ -1,6 +1,6 @@
 //! What a cluster tells, and how it is heard.
 
-use crate::{Aborted, Cause, Ended, Generation, Hang, ListeningInfo, Slot, WorkerId};
+use crate::{Aborted, Cause, Ended, Engine, Generation, Hang, ListeningInfo, Slot, WorkerId};
 use phalanx_core::Event as CoreEvent;
 use serde::Serialize;
 use std::collections::VecDeque;
@@ -164,6 +164,33 @@ pub enum Event {
         /// Where.
         slot: Slot,
     },
+    /// Connections wait for a steered worker and it takes none: it is passed over until it does.
+    Lags {
+        /// Who.
+        worker: WorkerId,
+        /// On which listener.
+        key: String,
+    },
+    /// An engine of steering is not possible here. Said once; listeners get the next best mechanism.
+    SteeringRefused {
+        /// Which.
+        engine: Engine,
+        /// Why, as part of a sentence.
+        why: String,
+    },
+    /// Somebody had changed a group of steered sockets, and it was put right. Only a worker that holds one of them
+    /// could have.
+    Tampered {
+        /// The listener.
+        key: String,
+    },
+    /// Other sockets listen on the address of a steered listener, and may get some of its connections.
+    Strangers {
+        /// The listener.
+        key: String,
+        /// How many.
+        count: u32,
+    },
     /// Out of file descriptors: this listener rests.
     OutOfFiles {
         /// The key of the listener.
@@ -238,6 +265,10 @@ impl Event {
             },
             CoreEvent::Violation { worker, how } => Event::Violation { worker, how },
             CoreEvent::Degraded { slot } => Event::Degraded { slot },
+            CoreEvent::Lags { worker, key } => Event::Lags { worker, key },
+            CoreEvent::SteeringRefused { engine, why } => Event::SteeringRefused { engine, why },
+            CoreEvent::Tampered { key } => Event::Tampered { key },
+            CoreEvent::Strangers { key, count } => Event::Strangers { key, count },
             CoreEvent::OutOfFiles { key } => Event::OutOfFiles { key },
             CoreEvent::AcceptingAgain { key } => Event::AcceptingAgain { key },
             CoreEvent::Finished => Event::Finished,

@@ -52,10 +52,11 @@ pub use drain::{Draining, draining};
 pub use error::{Error, ForkError, Result};
 pub use event::{Event, Events};
 pub use phalanx_core::policy::{Candidate, Candidates, PolicyImpl};
+pub use phalanx_core::steer::Engine;
 pub use phalanx_core::{
     Aborted, BoundAddress, Cause, Ended, Generation, Hang, Hurry, LastEnd, LedgerStatus, Limits,
     ListenerStatus, ListeningInfo, Mechanism, OnHang, Policy, Ready, Refused, Restart, SendError, Slot,
-    SlotStatus, Speaks, State, Status, Totals, WorkerId, WorkerStatus, WorkerView,
+    SlotStatus, Speaks, State, Status, SteeringStatus, Totals, WorkerId, WorkerStatus, WorkerView,
 };
 pub use primary::{Primary, Progress, Reload, ReloadError, WorkerRef};
 pub use run::BoxError;

@@ -113,7 +113,9 @@ impl<C> Primary<C> {
                 if backlog > listener.backlog {
                     listener.backlog = backlog;
                     if listener.is_bound() {
-                        self.actions.push_back(Action::Listen { socket: listener.socket, backlog });
+                        let members = listener.steering.iter().flat_map(|steering| steering.sockets());
+                        let all = members.chain([listener.socket]);
+                        self.actions.extend(all.map(|socket| Action::Listen { socket, backlog }));
                     }
                 }
                 match &mut listener.progress {
@@ -440,6 +442,7 @@ impl<C> Primary<C> {
             && listener.is_bound()
             && listener.name.is_none()
             && listener.dispatch.members() == 0
+            && listener.joining.is_empty()
         {
             self.close_listener(id);
         }

@@ -65,7 +65,13 @@ impl<C> Primary<C> {
         let place = listener.steering.as_mut()?.join(worker, slot, socket)?;
         // A socket's name is never used again, so it marks its connections as well.
         let tag = socket.0;
-        self.actions.push_back(Action::Join { group: listener.socket, socket, place, tag });
+        self.actions.push_back(Action::Join {
+            group: listener.socket,
+            socket,
+            place,
+            tag,
+            backlog: listener.backlog,
+        });
         Some(socket)
     }
 
@@ -88,6 +94,7 @@ impl<C> Primary<C> {
                         let (key, data) = (listener.key.clone(), listener.data.clone());
                         self.refuse(worker, seq, &key, data, errno);
                     }
+                    self.close_if_empty(id);
                 }
             }
         }

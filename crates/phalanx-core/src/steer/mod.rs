@@ -593,6 +593,11 @@ impl Steering {
             .map(|(place, member)| (*place, member))
     }
 
+    /// The sockets of all members.
+    pub(crate) fn sockets(&self) -> impl Iterator<Item = SocketId> + '_ {
+        self.members.values().map(|member| member.socket)
+    }
+
     /// Whether any place is still in use.
     pub(crate) fn is_empty(&self) -> bool {
         self.members.is_empty()

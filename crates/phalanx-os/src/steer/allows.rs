@@ -125,6 +125,22 @@ pub fn survey() -> Allows {
     }
 }
 
+/// The signal that would kill this process for loading a program, if one would: what a seccomp filter may do.
+/// Where there is a filter, it is tried in a child process, as by [`survey`].
+#[must_use]
+pub fn kills_for_it() -> Option<i32> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let filtered =
+        status.lines().any(|line| line.strip_prefix("Seccomp:").is_some_and(|mode| mode.trim() == "2"));
+    if !filtered {
+        return None;
+    }
+    try_in_child().into_iter().find_map(|tried| match tried {
+        Tried::Killed(signal) => Some(signal),
+        Tried::Works | Tried::Refused(_) | Tried::NotReached => None,
+    })
+}
+
 /// Whether a `uid_map` maps every user to itself, as that of the first namespace does.
 fn is_whole(map: &str) -> bool {
     map.split_ascii_whitespace().eq(["0", "0", "4294967295"])

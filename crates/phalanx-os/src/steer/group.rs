@@ -123,6 +123,13 @@ pub fn flush(socket: impl AsFd, backlog: u32) -> io::Result<()> {
     listener::listen(socket, backlog)
 }
 
+/// Ends a member for everybody who holds it: its queue moves, as by [`flush`], and it does not listen any more. For
+/// sockets whose worker is dead: one that still waits on it would find it at its end for ever.
+pub fn shut_down(socket: impl AsFd) {
+    // It was shut down before, or never listened: then nothing waits there.
+    let _ = rustix::net::shutdown(socket, Shutdown::Read);
+}
+
 /// Wakes whoever waits for a listening socket to become readable, and changes nothing.
 ///
 /// Kernels before 7.1 (and before the stable releases of May 2026) move connections to a listener without

@@ -29,11 +29,11 @@ mod watch;
 pub use bucket::bucket;
 pub use even::Even;
 pub use exact::{Counts, Exact, LoadError, LoadStep, Totals};
-pub use group::{Group, flush, poke};
+pub use group::{Group, flush, poke, shut_down};
 pub use layout::{MAX_PLACES, PARK_TAG, RING};
 pub use open::OpenCount;
 pub use waits::waits_for;
-pub use watch::{Seen, Watch};
+pub use watch::Watch;
 
 /// What a group carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 
-use phalanx_os::steer::{self, Even, Group, Seen, Transport, Watch, diag};
+use phalanx_os::steer::{self, Even, Group, Transport, Watch, diag};
 use phalanx_os::{conn, listener};
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -30,49 +30,27 @@ fn the_address_is_exclusive() {
 }
 
 #[test]
-fn a_watch_tells_once_until_it_is_armed_again() {
+fn a_watch_is_readable_while_connections_wait_or_somebody_shut_a_socket_down() {
     let group = Group::open(Transport::Tcp, "127.0.0.1:0".parse().unwrap(), true, 16).unwrap();
     let member = group.join().unwrap();
-    Even::new().choose(&member, &[]).unwrap();
-    let connect = || TcpStream::connect(group.address()).unwrap();
     let mut even = Even::new();
     even.joined(0);
     even.choose(&member, &[0]).unwrap();
-    let mut watch = Watch::new().unwrap();
-    let read = |watch: &mut Watch| {
-        let mut seen = Vec::new();
-        watch.ready(&mut seen).unwrap();
-        seen
-    };
-    let wait = |watch: &Watch| poll(&mut [PollFd::new(watch, PollFlags::IN)], None).unwrap();
-    watch.add(&member, 7).unwrap();
-    let _first = connect();
-    while queued(&member) < 1 {
-        std::thread::yield_now();
-    }
-    assert_eq!(read(&mut watch), []);
-    watch.arm(7).unwrap();
-    wait(&watch);
-    assert_eq!(read(&mut watch), [Seen::Waiting(7)]);
-    let _second = connect();
-    assert_eq!(read(&mut watch), []);
-    // Moved here, or looked at and left: it says so again when asked again.
-    watch.arm(7).unwrap();
-    wait(&watch);
-    assert_eq!(read(&mut watch), [Seen::Waiting(7)]);
-    // A hang-up is told though it is not armed.
+    let watch = Watch::new().unwrap();
+    let readable = |timeout| poll(&mut [PollFd::new(&watch, PollFlags::IN)], timeout).unwrap() == 1;
+    let now = Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 });
+    watch.add(&member).unwrap();
+    assert!(!readable(now));
+    let _client = TcpStream::connect(group.address()).unwrap();
+    assert!(readable(None));
+    until(|| listener::accept(&member).is_ok());
+    assert!(!readable(now));
     rustix::net::shutdown(&member, rustix::net::Shutdown::Read).unwrap();
-    wait(&watch);
-    assert_eq!(read(&mut watch), [Seen::HungUp(7)]);
-    assert_eq!(read(&mut watch), []);
+    assert!(readable(None));
     listener::listen(&member, 16).unwrap();
-    // A flush is over before anybody looks.
-    watch.arm(7).unwrap();
-    steer::flush(&member, 16).unwrap();
-    assert_eq!(read(&mut watch), []);
-    watch.remove(7);
-    watch.remove(7);
-    assert!(watch.arm(7).is_err());
+    assert!(!readable(now), "a flush is over before anybody looks");
+    watch.remove(&member).unwrap();
+    assert!(watch.remove(&member).is_err());
 }
 
 #[test]

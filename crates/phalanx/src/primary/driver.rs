@@ -12,6 +12,7 @@ use super::output::{Output, Pipe};
 use super::program::{Description, Program};
 use super::reload::Outcome;
 use super::sockets::{self, Socket};
+use super::steer::Steered;
 use super::tasks::{self, Link};
 use crate::builder::Builder;
 use crate::error::{Error, Result};
@@ -19,8 +20,8 @@ use crate::event::{Event, Hub};
 use crate::watch::watch;
 use phalanx_core::wire::Payload;
 use phalanx_core::{
-    Action, Blocked, Carried, Ended, Event as CoreEvent, Examined, Generation, Hurry, Primary, SendError,
-    Slot, SocketId, Spawn, State, Status, Time, WorkerId,
+    Action, Blocked, Carried, Ended, Event as CoreEvent, Examined, Generation, Hurry, Place, Primary,
+    SendError, Slot, SocketId, Spawn, State, Status, Time, WorkerId,
 };
 use phalanx_os::notify::NotifySocket;
 use phalanx_os::{Process, Signal, Touched, conn, listener};
@@ -74,6 +75,7 @@ pub(crate) struct Driver {
     oom_kills: u64,
     pub(super) children: BTreeMap<WorkerId, Child>,
     pub(super) doors: BTreeMap<SocketId, Door>,
+    groups: BTreeMap<SocketId, Steered>,
     inherited: Vec<Arc<OwnedFd>>,
     pub(super) output: Output,
     waiters: Vec<Waiter>,
@@ -184,6 +186,7 @@ impl Driver {
                 oom_kills: phalanx_os::cgroup::oom_kills().unwrap_or(0),
                 children: BTreeMap::new(),
                 doors: BTreeMap::new(),
+                groups: BTreeMap::new(),
                 inherited: builder.inherited,
                 output: Output::new(tell),
                 waiters: Vec::new(),
@@ -324,7 +327,12 @@ impl Driver {
         self.output.tail(slot)
     }
 
-    pub(super) fn status(&self) -> Status {
+    pub(super) fn status(&mut self) -> Status {
+        let groups: Vec<SocketId> = self.core.groups().collect();
+        for group in groups {
+            self.look(group, &[]);
+        }
+        self.drive();
         let mut status = self.core.status(self.now());
         for worker in &mut status.workers {
             worker.rss_kib = phalanx_os::host::memory_kib(worker.pid).ok().map(|memory| memory.rss_kib);
@@ -392,6 +400,7 @@ impl Driver {
             Action::Accept { socket, on } => self.accept(socket, on),
             Action::Unbind { socket } => {
                 self.accept(socket, false);
+                self.groups.remove(&socket);
                 if let Some(file) = self.doors.remove(&socket).and_then(|door| door.socket.file)
                     && let Err(error) = file.remove()
                 {
@@ -450,7 +459,115 @@ impl Driver {
             Action::Retire { generation } => {
                 self.programs.remove(&generation);
             }
+            Action::Group { group, spec, backlog, engine, rule, .. } => {
+                let result = Steered::open(&spec, backlog, engine, rule).map(|(steered, address)| {
+                    let park = Socket { fd: Arc::clone(steered.park()), file: None };
+                    self.doors.insert(group, Door { socket: park, accepting: None });
+                    self.groups.insert(group, steered);
+                    address
+                });
+                self.core.handle_grouped(group, result);
+            }
+            Action::Join { group, socket, place, tag, backlog } => {
+                let joined = match self.groups.get_mut(&group) {
+                    Some(steered) => steered.join(place, tag, backlog),
+                    None => Err(io::ErrorKind::NotFound.into()),
+                };
+                let joined = joined.map(|fd| {
+                    let socket_of = Socket { fd, file: None };
+                    self.doors.insert(socket, Door { socket: socket_of, accepting: None });
+                });
+                let joined = joined.map_err(|error| error.raw_os_error().unwrap_or(22));
+                self.core.handle_joined(socket, joined);
+            }
+            Action::Ring { group, ring } => {
+                self.steered(group, |steered| steered.choose(&ring));
+            }
+            Action::Budgets { group, budgets } => {
+                self.steered(group, |steered| {
+                    steered.budget(&budgets);
+                    Ok(())
+                });
+            }
+            Action::Gone { group, gone } => {
+                self.steered(group, |steered| {
+                    steered.gone(&gone);
+                    Ok(())
+                });
+            }
+            Action::Rescue { group, place, backlog, .. } => {
+                self.steered(group, |steered| steered.rescue(place, backlog));
+            }
+            Action::Drain { group, socket } => self.drain(group, socket),
+            Action::Poke { sockets } => {
+                for door in sockets.iter().filter_map(|socket| self.doors.get(socket)) {
+                    Steered::poke(door.socket.fd.as_ref());
+                }
+            }
+            Action::Part { group, socket, place } => {
+                self.steered(group, |steered| {
+                    steered.part(place);
+                    Ok(())
+                });
+                self.doors.remove(&socket);
+            }
+            Action::WatchQueues { group } => {
+                if let Some(steered) = self.groups.get_mut(&group) {
+                    let task = tasks::stir(self.me.clone(), group, Arc::clone(steered.watch()));
+                    steered.watching = Some(tokio::task::spawn_local(task).abort_handle());
+                }
+            }
+            Action::Look { group, busy } => self.look(group, &busy),
+            Action::Guard { group } => {
+                if let Some(steered) = self.groups.get(&group) {
+                    let found = steered.guard();
+                    self.core.handle_guarded(group, &found);
+                }
+            }
+            Action::Count { socket } => self.count(socket),
             other => tracing::error!(?other, "an action that this driver does not know"),
+        }
+    }
+
+    fn steered(&mut self, group: SocketId, step: impl FnOnce(&mut Steered) -> io::Result<()>) {
+        if let Some(steered) = self.groups.get_mut(&group)
+            && let Err(error) = step(steered)
+        {
+            tracing::error!(%error, "cannot steer");
+        }
+    }
+
+    fn look(&mut self, group: SocketId, busy: &[(Place, WorkerId)]) {
+        let Some(steered) = self.groups.get(&group) else { return };
+        let facts = steered.look(|place| {
+            let (_, worker) = busy.iter().find(|(asked, _)| *asked == place)?;
+            phalanx_os::host::is_busy(self.children.get(worker)?.process.pid()).ok()
+        });
+        let now = self.now();
+        self.core.handle_looked(now, group, &facts);
+    }
+
+    fn drain(&mut self, group: SocketId, socket: SocketId) {
+        let (Some(steered), Some(door)) = (self.groups.get(&group), self.doors.get(&socket)) else { return };
+        for (connection, peer) in steered.drain(&door.socket.fd) {
+            self.core.handle_connection(group, peer, connection);
+        }
+    }
+
+    fn count(&mut self, socket: SocketId) {
+        if let Some(steered) = self.groups.get(&socket) {
+            match steered.count() {
+                Ok(counted) => {
+                    let now = self.now();
+                    self.core.handle_counted(now, socket, &counted);
+                }
+                Err(error) => tracing::debug!(%error, "cannot count open connections"),
+            }
+        } else if let Some(door) = self.doors.get(&socket) {
+            match sockets::open_peers(door.socket.fd.as_ref()) {
+                Ok(open) => self.core.handle_peers(socket, &open),
+                Err(error) => tracing::debug!(%error, "cannot count open connections"),
+            }
         }
     }
 

@@ -8,6 +8,7 @@ mod output;
 mod program;
 mod reload;
 mod sockets;
+mod steer;
 mod tasks;
 
 use crate::builder::Builder;

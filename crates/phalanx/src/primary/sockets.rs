@@ -1,7 +1,8 @@
 //! Sockets that the primary holds.
 
 use phalanx_core::{BindSpec, BoundAddress, SocketKind};
-use phalanx_os::{Address, Bound, LocalAddress, SocketFile, conn, listener};
+use phalanx_os::{Address, Bound, LocalAddress, SocketFile, conn, listener, steer};
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -67,4 +68,13 @@ fn inherit(index: u32, inherited: &[Arc<OwnedFd>]) -> io::Result<Bound> {
     conn::set_nonblocking(&fd, true)?;
     let local = listener::local_address(&fd)?;
     Ok(Bound { fd, local, file: None })
+}
+
+/// The peers of all connections that some process has accepted from this listener and that are open.
+pub(super) fn open_peers(listener: &OwnedFd) -> io::Result<BTreeSet<SocketAddr>> {
+    let LocalAddress::Inet(address) = listener::local_address(listener)? else {
+        return Err(io::ErrorKind::Unsupported.into());
+    };
+    let all = steer::diag::connections(address.port())?;
+    Ok(all.into_iter().filter(steer::diag::Connection::is_open).map(|each| each.peer).collect())
 }

@@ -4,6 +4,7 @@ use super::driver::Driver;
 use super::output::Pipe;
 use crate::watch::watch;
 use phalanx_core::{SocketId, WorkerId};
+use phalanx_os::steer::Watch;
 use phalanx_os::{AcceptError, Channel, Process, Signal, listener};
 use std::cell::RefCell;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -175,6 +176,21 @@ pub(super) async fn accept(driver: Weak<RefCell<Driver>>, socket: SocketId, fd: 
         }
         tokio::task::yield_now().await;
     }
+}
+
+/// Tells once when connections wait in a group. Registered for that one event: or every connection, which the
+/// kernel has given to its worker already, would wake the cluster's thread.
+pub(super) async fn stir(driver: Weak<RefCell<Driver>>, group: SocketId, queues: Arc<Watch>) {
+    {
+        let Ok(queues) = watch(queues, Interest::READABLE) else { return };
+        if queues.readable().await.is_err() {
+            return;
+        }
+    }
+    enter(&driver, |driver| {
+        let now = driver.now();
+        driver.core.handle_stirred(now, group);
+    });
 }
 
 /// Wakes core at its deadlines, and only then: an idle cluster wakes nobody.
