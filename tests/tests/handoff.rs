@@ -11,7 +11,7 @@ fn node(name: &str, version: &str, workers: usize, port: u16) -> Option<Phalanx>
     let phalanx = Phalanx::run(name)
         .workers(workers)
         .env("PORT", port.to_string())
-        .options(["--channel", "node"])
+        .options(["--channel", "node", "--mechanism", "handoff"])
         .start([node.into_os_string(), lab::fixture("http.js").into_os_string()]);
     Some(phalanx)
 }

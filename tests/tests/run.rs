@@ -111,7 +111,7 @@ fn a_plain_program_gets_its_socket() {
     ]);
     wait_answer(port);
     Load::port(port).clients(8).connections(200).run().assert_all_served();
-    assert_eq!(phalanx.status()["listeners"][0]["mechanism"], "share");
+    assert_eq!(phalanx.status()["listeners"][0]["mechanism"], "steer");
     phalanx.finish();
 }
 

@@ -25,7 +25,7 @@ fn cluster(name: &str, workers: usize, port: u16) -> Phalanx {
     let mut phalanx = Phalanx::run(name)
         .workers(workers)
         .env("PORT", port.to_string())
-        .options(["--channel", "phalanx"])
+        .options(["--channel", "phalanx", "--mechanism", "handoff"])
         .start([example("axum")]);
     phalanx.wait_status("all workers listen", |status| listening(status, workers));
     phalanx
@@ -141,7 +141,7 @@ fn axum_takes_a_socket_that_it_was_started_with() {
         .start([example("axum")]);
     wait_answer(port);
     Load::port(port).clients(8).connections(400).run().assert_all_served();
-    assert_eq!(phalanx.status()["listeners"][0]["mechanism"], "share");
+    assert_eq!(phalanx.status()["listeners"][0]["mechanism"], "steer");
     phalanx.finish();
 }
 
