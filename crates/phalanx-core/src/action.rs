@@ -39,8 +39,8 @@ pub enum Action {
         /// How it chooses.
         rule: Rule,
     },
-    /// Make a socket of a group, for one worker. Only a failure is answered, with
-    /// [`handle_join_failed`](crate::Primary::handle_join_failed), before anything else.
+    /// Make a socket of a group, for one worker; answer with
+    /// [`handle_joined`](crate::Primary::handle_joined).
     Join {
         /// Of which group.
         group: SocketId,

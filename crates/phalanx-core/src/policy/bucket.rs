@@ -46,6 +46,11 @@ mod tests {
     #[test]
     fn known_buckets() {
         let of = |text: &str| of(text.parse().unwrap());
+        assert_eq!(of("127.0.0.1"), 3851);
+        assert_eq!(of("192.0.2.1"), 690);
+        assert_eq!(of("255.255.255.255"), 2127);
+        assert_eq!(of("::1"), 2983);
+        assert_eq!(of("2001:db8::1"), 1992);
         assert_eq!(of("192.0.2.7"), of("::ffff:192.0.2.7"));
         assert_ne!(of("2001:db8::1"), of("2001:db8::2"));
         assert!((0..4096).contains(&of("::1")));

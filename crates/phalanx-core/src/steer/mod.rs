@@ -1,6 +1,6 @@
 //! Steering: one socket for each worker, and the kernel chooses among them.
 //!
-//! [`Steering`] is the state of one steered listener. It decides who may be chosen (the *ring*), how much of a
+//! `Steering` is the state of one steered listener. It decides who may be chosen (the *ring*), how much of a
 //! lead a slow worker may have (*budgets*), and when what waits for one worker must move to the others. It is
 //! told what was seen of the sockets, and asks for the next look itself: often while connections wait, and not
 //! at all while none do.
