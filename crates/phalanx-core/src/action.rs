@@ -106,6 +106,9 @@ pub enum Action {
         socket: SocketId,
         /// Its index.
         place: Place,
+        /// Nobody lives who waits on it: shut it down for whoever else may have inherited it. Who does live would
+        /// get errors from it before it has been told to leave.
+        orphaned: bool,
     },
     /// Tell, once, with [`handle_stirred`](crate::Primary::handle_stirred), when a connection waits on any
     /// socket of a group.

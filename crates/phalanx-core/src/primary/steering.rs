@@ -224,7 +224,7 @@ impl<C> Primary<C> {
             self.timers.stop(timer);
         }
         for (place, socket) in steering.close() {
-            self.actions.push_back(Action::Part { group, socket, place });
+            self.actions.push_back(Action::Part { group, socket, place, orphaned: false });
         }
     }
 
@@ -272,7 +272,7 @@ impl<C> Primary<C> {
             Wish::Rescue { socket, place } => Action::Rescue { group, socket, place: Some(place), backlog },
             Wish::RescuePark => Action::Rescue { group, socket: group, place: None, backlog },
             Wish::Drain { socket } => Action::Drain { group, socket },
-            Wish::Part { socket, place } => Action::Part { group, socket, place },
+            Wish::Part { socket, place } => Action::Part { group, socket, place, orphaned: true },
             Wish::Poke(sockets) => Action::Poke { sockets },
             Wish::Watch => Action::WatchQueues { group },
             Wish::Look { busy } => Action::Look { group, busy },

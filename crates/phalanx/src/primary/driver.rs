@@ -504,9 +504,9 @@ impl Driver {
                     Steered::poke(door.socket.fd.as_ref());
                 }
             }
-            Action::Part { group, socket, place } => {
+            Action::Part { group, socket, place, orphaned } => {
                 self.steered(group, |steered| {
-                    steered.part(place);
+                    steered.part(place, orphaned);
                     Ok(())
                 });
                 self.doors.remove(&socket);

@@ -163,11 +163,12 @@ impl Steered {
         }
     }
 
-    /// Closes a member. Others may still hold it: so it is shut down as well.
-    pub(super) fn part(&mut self, Place(place): Place) {
+    /// Closes a member. One whose worker is dead may still be held by what that has left behind: so it is shut
+    /// down as well.
+    pub(super) fn part(&mut self, Place(place): Place, orphaned: bool) {
         let Some(member) = self.members.remove(&place) else { return };
         let _ = self.watch.remove(&member.fd);
-        if self.transport == Transport::Tcp {
+        if self.transport == Transport::Tcp && orphaned {
             steer::shut_down(&member.fd);
         }
         match &mut self.chooser {
