@@ -39,7 +39,8 @@ async fn serve(worker: &phalanx::Worker) -> io::Result<()> {
             () = draining.clone() => break,
         }
     }
-    // Nothing new comes; end what is there.
+    // Nothing new comes, and nobody should wait at a door where nobody opens; end what is there.
+    drop(listener);
     while connections.join_next().await.is_some() {}
     Ok(())
 }

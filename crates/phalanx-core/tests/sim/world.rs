@@ -6,8 +6,8 @@ use crate::net::{Conn, Dice, Open};
 use crate::process::Process;
 use phalanx_core::wire::Family;
 use phalanx_core::{
-    Action, BindSpec, Blocked, Carried, Config, Ended, Event, Examined, Hurry, Mechanism, Policy, Primary,
-    SocketId, Speaks, Time, WorkerEvent, WorkerId,
+    Action, BindSpec, Blocked, Carried, Config, Ended, Event, Examined, GroupError, Hurry, Mechanism, Policy,
+    Primary, SocketId, Speaks, Time, WorkerEvent, WorkerId,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -538,6 +538,10 @@ impl World {
             }
             Action::Measure { .. } | Action::Watch { .. } => {}
             Action::Retire { generation } => self.deploys.retired(generation),
+            // Steering has a simulation of its own.
+            Action::Group { group, .. } => {
+                self.primary.handle_grouped(group, Err(GroupError::Engine("not here".to_owned())));
+            }
             other => unreachable!("{other:?}"),
         }
     }
