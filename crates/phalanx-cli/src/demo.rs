@@ -68,7 +68,7 @@ fn start(own: &std::path::Path, args: &args::Demo) -> Result<(Primary, String), 
 
 fn tell(_: &Primary, event: &Event) {
     match event {
-        Event::Message { worker, message } => {
+        Event::Message { worker, message, .. } => {
             let path = message["path"].as_str().unwrap_or("?");
             println!("worker {worker} (pid {}) served {path}", message["pid"]);
         }

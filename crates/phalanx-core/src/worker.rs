@@ -218,18 +218,28 @@ impl<C> Worker<C> {
         self.answer(offer, false)
     }
 
+    /// Whether [`send`](Self::send) would take a message now.
+    ///
+    /// # Errors
+    ///
+    /// Why not.
+    pub fn can_send(&self) -> Result<(), SendError> {
+        if !self.open {
+            Err(SendError::Closed)
+        } else if self.outbox.queued_bytes() >= self.outbox_max {
+            Err(SendError::Full)
+        } else {
+            Ok(())
+        }
+    }
+
     /// Sends a message to the primary.
     ///
     /// # Errors
     ///
     /// [`SendError`]; nothing was queued.
     pub fn send(&mut self, message: Payload, handle: Option<(Envelope, C)>) -> Result<(), SendError> {
-        if !self.open {
-            return Err(SendError::Closed);
-        }
-        if self.outbox.queued_bytes() >= self.outbox_max {
-            return Err(SendError::Full);
-        }
+        self.can_send()?;
         let message = Message::User(message);
         match handle {
             None => self.outbox.push_with(None, |out| crate::wire::encode(&message, Seq(0), out)),

@@ -26,6 +26,8 @@ pub const PHALANX_GENERATION: &str = "PHALANX_GENERATION";
 pub const PHALANX_CLUSTER: &str = "PHALANX_CLUSTER";
 /// Present when the program of the primary is that of the worker, which is to serve and nothing else.
 pub const PHALANX_RUN: &str = "PHALANX_RUN";
+/// Present when the primary receives handles from the worker.
+pub const PHALANX_HANDLES: &str = "PHALANX_HANDLES";
 /// `FD:PID`: the configuration that the primary passed, and the only process it is meant for.
 pub const PHALANX_CONFIG: &str = "PHALANX_CONFIG";
 /// Node's variables: the fd of the channel, the worker's id, and how messages are written.
@@ -49,6 +51,7 @@ const FORGOTTEN: &[&str] = &[
     PHALANX_CHANNEL,
     PHALANX_CONFIG,
     PHALANX_RUN,
+    PHALANX_HANDLES,
 ];
 
 /// The first fd that a service manager passes.
@@ -81,6 +84,8 @@ pub enum Birth {
         generation: Option<u32>,
         /// The name of the cluster.
         cluster: Option<String>,
+        /// The primary receives handles from this worker.
+        handles: bool,
     },
 }
 
@@ -151,6 +156,7 @@ pub fn channel() -> Result<Option<Birth>, InheritError> {
             slot,
             generation,
             cluster: std::env::var(PHALANX_CLUSTER).ok(),
+            handles: std::env::var_os(PHALANX_HANDLES).is_some(),
         },
     }))
 }

@@ -50,9 +50,15 @@ fn main() -> phalanx::Result<()> {
     phalanx::Cluster::builder().workers(&*workers).run(|worker| async move {
         let mut messages = worker.messages();
         let echo = async {
-            // What the primary says goes back to it.
-            while let Some(message) = messages.recv().await {
-                worker.send(&message).await?;
+            // What the primary says goes back to it, and what came along.
+            while let Some((message, handle)) = messages.recv_with().await {
+                match handle.and_then(|handle| handle.take()) {
+                    Some(handle) => match worker.send_with(&message, handle).await {
+                        Err(phalanx::SendError::Refused) => worker.send("refused").await?,
+                        sent => sent?,
+                    },
+                    None => worker.send(&message).await?,
+                }
             }
             std::future::pending::<Result<(), phalanx::BoxError>>().await
         };

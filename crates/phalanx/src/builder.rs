@@ -138,6 +138,7 @@ pub struct Builder {
     pub(crate) payload: Option<Vec<u8>>,
     /// Of the runtime that `run` makes in a worker.
     pub(crate) threads: usize,
+    pub(crate) receive_handles: bool,
     pub(crate) stdout: Output,
     pub(crate) stderr: Output,
     pub(crate) listen: Vec<Configured>,
@@ -162,6 +163,7 @@ impl Default for Builder {
             account: None,
             payload: None,
             threads: 1,
+            receive_handles: false,
             stdout: Output::Inherit,
             stderr: Output::Inherit,
             listen: Vec::new(),
@@ -243,6 +245,15 @@ impl Builder {
                 .errors
                 .push(Error::Config(format!("the configuration cannot be written as JSON: {error}"))),
         }
+        self
+    }
+
+    /// Whether sockets that workers send with their messages are received
+    /// ([`Event::Message`](crate::Event::Message)). If not, which is the default, they are refused or closed on
+    /// arrival: each costs the primary an fd until somebody takes it.
+    #[must_use]
+    pub fn receive_handles(mut self, receive: bool) -> Builder {
+        self.receive_handles = receive;
         self
     }
 

@@ -1,9 +1,11 @@
 //! What a cluster tells, and how it is heard.
 
+use crate::message::{Attached, Handle};
 use crate::{Aborted, Cause, Ended, Engine, Generation, Hang, ListeningInfo, Slot, WorkerId};
 use phalanx_core::Event as CoreEvent;
 use serde::Serialize;
 use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -127,6 +129,9 @@ pub enum Event {
         worker: WorkerId,
         /// What.
         message: serde_json::Value,
+        /// The socket that came with it, if [`receive_handles`](crate::Builder::receive_handles) permits any.
+        #[serde(skip)]
+        handle: Option<Attached>,
     },
     /// A worker's channel is closed.
     Disconnect {
@@ -217,7 +222,7 @@ pub enum Event {
 
 impl Event {
     /// What core says, in words for the user; `None` for what is none of theirs.
-    pub(crate) fn of<C>(event: CoreEvent<C>) -> Option<Event> {
+    pub(crate) fn of<C: Into<OwnedFd>>(event: CoreEvent<C>) -> Option<Event> {
         Some(match event {
             CoreEvent::Fork { worker, slot, pid } => Event::Fork { worker, slot, pid },
             CoreEvent::ForkFailed { slot, error } => Event::ForkFailed { slot, error },
@@ -241,8 +246,15 @@ impl Event {
                 Event::ReloadAborted { generation, why, last_lines: Vec::new() }
             }
             CoreEvent::Stopping => Event::Stopping,
-            CoreEvent::Message { worker, message, .. } => {
-                Event::Message { worker, message: message.decode().ok()? }
+            CoreEvent::Message { worker, message, handle } => {
+                let handle = handle.and_then(|fd| match Handle::received(fd.into()) {
+                    Ok(handle) => Some(Attached::new(handle)),
+                    Err(error) => {
+                        tracing::warn!(%worker, %error, "a handle of a worker is closed");
+                        None
+                    }
+                });
+                Event::Message { worker, message: message.decode().ok()?, handle }
             }
             CoreEvent::Disconnect { worker } => Event::Disconnect { worker },
             CoreEvent::Exit {

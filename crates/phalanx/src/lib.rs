@@ -39,6 +39,7 @@ mod builder;
 mod drain;
 mod error;
 mod event;
+mod message;
 pub mod net;
 mod primary;
 mod run;
@@ -51,12 +52,13 @@ pub use builder::{Builder, Cluster, Count, Line, Output};
 pub use drain::{Draining, draining};
 pub use error::{Error, ForkError, Result};
 pub use event::{Event, Events};
+pub use message::{Attached, Handle, SendError};
 pub use phalanx_core::policy::{Candidate, Candidates, PolicyImpl};
 pub use phalanx_core::steer::Engine;
 pub use phalanx_core::{
     Aborted, BoundAddress, Cause, Ended, Generation, Hang, Hurry, LastEnd, LedgerStatus, Limits,
-    ListenerStatus, ListeningInfo, Mechanism, OnHang, Policy, Ready, Refused, Restart, SendError, Slot,
-    SlotStatus, Speaks, State, Status, SteeringStatus, Totals, WorkerId, WorkerStatus, WorkerView,
+    ListenerStatus, ListeningInfo, Mechanism, OnHang, Policy, Ready, Refused, Restart, Slot, SlotStatus,
+    Speaks, State, Status, SteeringStatus, Totals, WorkerId, WorkerStatus, WorkerView,
 };
 pub use primary::{Primary, Progress, Reload, ReloadError, WorkerRef};
 pub use run::BoxError;

@@ -43,7 +43,7 @@ impl Builder {
     /// # Errors
     ///
     /// In the primary, as [`start`](Builder::start), and [`Error::Service`] when `service` fails in every worker
-    /// before any of them listens or says that it is ready: then it is not started again. In a worker,
+    /// before any of them listens: then it is not started again. In a worker,
     /// [`Error::Service`] with what `service` returned; messages that it sent before are not lost.
     /// [`Error::InsideRuntime`] inside of a runtime, [`Error::InTest`] in a test.
     pub fn run<F, Fut>(self, service: F) -> Result<()>
@@ -241,6 +241,7 @@ mod tests {
         let failed = |n: u32| Event::Message {
             worker: WorkerId(n),
             message: serde_json::json!({ "phalanx_service_failed": "no port" }),
+            handle: None,
         };
         let exit = |n: u32| Event::Exit {
             worker: WorkerId(n),

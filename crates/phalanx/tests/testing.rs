@@ -61,7 +61,7 @@ fn messages_go_both_ways() {
             worker.try_send(message).expect("room");
         }
         let mut echoes = events.by_ref().filter_map(|event| match event {
-            Event::Message { worker: from, message } => Some((from, message)),
+            Event::Message { worker: from, message, .. } => Some((from, message)),
             _ => None,
         });
         for message in &sent {

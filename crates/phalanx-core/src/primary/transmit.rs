@@ -93,6 +93,16 @@ impl<C> Primary<C> {
         self.refresh(worker);
     }
 
+    /// Whether [`send`](Self::send) would take a message now.
+    ///
+    /// # Errors
+    ///
+    /// Why not.
+    pub fn can_send(&self, worker: WorkerId) -> Result<(), SendError> {
+        let seat = self.seats.get(&worker).filter(|seat| seat.channel_open).ok_or(SendError::Closed)?;
+        if seat.outbox.queued_bytes() >= self.config.outbox_max { Err(SendError::Full) } else { Ok(()) }
+    }
+
     /// Sends a user's message.
     ///
     /// # Errors
@@ -104,10 +114,8 @@ impl<C> Primary<C> {
         message: &Payload,
         handle: Option<(Envelope, C)>,
     ) -> Result<(), SendError> {
-        let seat = self.seats.get_mut(&worker).filter(|seat| seat.channel_open).ok_or(SendError::Closed)?;
-        if seat.outbox.queued_bytes() >= self.config.outbox_max {
-            return Err(SendError::Full);
-        }
+        self.can_send(worker)?;
+        let Some(seat) = self.seats.get_mut(&worker) else { return Err(SendError::Closed) };
         let message = Message::User(message.clone());
         match handle {
             None => seat.outbox.push_with(None, |out| crate::wire::encode(&message, Seq(0), out)),

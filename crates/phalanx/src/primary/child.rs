@@ -32,6 +32,7 @@ const DENIED: &[&str] = &[
     "PHALANX_CHANNEL",
     "PHALANX_CONFIG",
     "PHALANX_RUN",
+    "PHALANX_HANDLES",
     "PHALANX_CLUSTER",
     "PHALANX_GENERATION",
     "PHALANX_ORPHANS",
@@ -140,6 +141,9 @@ impl Program {
                 next += 1;
             }
         }
+        if self.is.receive_handles {
+            set(&mut env, "PHALANX_HANDLES".as_ref(), "1".as_ref());
+        }
         let mut channel = None;
         if self.is.speaks != Speaks::Nothing {
             let (ours, theirs) = Channel::pair().map_err(sentence)?;
@@ -150,9 +154,11 @@ impl Program {
             } else {
                 // Valid for the child's own pid only, so that a grandchild cannot mistake itself.
                 command.pid_env.push(("PHALANX_CHANNEL".into(), format!("{next}:").into()));
-                // Handles flow to our workers, never from them: what a hostile one sends does not arrive
-                // (S-04). Where the kernel cannot refuse, they are closed on arrival.
-                let _ = ours.refuse_handles();
+                // Unless somebody wants them, handles flow to our workers only: what a hostile one sends does not
+                // arrive (S-04). Where the kernel cannot refuse, they are closed on arrival.
+                if !self.is.receive_handles {
+                    let _ = ours.refuse_handles();
+                }
             }
             command.fds.push((next, theirs));
             channel = Some(ours);

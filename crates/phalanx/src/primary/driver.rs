@@ -8,6 +8,7 @@
 use super::Primary as Handle;
 use super::child::Born;
 use super::facts;
+use super::letters::{Letter, Letters};
 use super::output::{Output, Pipe};
 use super::program::{Description, Program};
 use super::reload::Outcome;
@@ -18,7 +19,6 @@ use crate::builder::Builder;
 use crate::error::{Error, Result};
 use crate::event::{Event, Hub};
 use crate::watch::watch;
-use phalanx_core::wire::Payload;
 use phalanx_core::{
     Action, Blocked, Carried, Ended, Event as CoreEvent, Examined, Generation, Hurry, Place, Primary,
     SendError, Slot, SocketId, Spawn, State, Status, Time, WorkerId,
@@ -79,6 +79,9 @@ pub(crate) struct Driver {
     inherited: Vec<Arc<OwnedFd>>,
     pub(super) output: Output,
     waiters: Vec<Waiter>,
+    /// Messages that wait for room.
+    pub(super) letters: Letters,
+    receive_handles: bool,
     finished: Vec<oneshot::Sender<()>>,
     fork_error: Option<String>,
     bind_error: Option<i32>,
@@ -190,6 +193,8 @@ impl Driver {
                 inherited: builder.inherited,
                 output: Output::new(tell),
                 waiters: Vec::new(),
+                letters: Letters::default(),
+                receive_handles: builder.receive_handles,
                 finished: Vec::new(),
                 fork_error: None,
                 bind_error: None,
@@ -253,10 +258,12 @@ impl Driver {
         self.drive();
     }
 
-    pub(super) fn send(&mut self, worker: WorkerId, message: &Payload) -> Result<(), SendError> {
-        let sent = self.core.send(worker, message, None);
-        self.drive();
-        sent
+    /// Sends a message at once or not at all.
+    pub(super) fn send(&mut self, worker: WorkerId, letter: Letter) -> Result<(), SendError> {
+        if self.letters.wait_for(worker) {
+            return Err(SendError::Full);
+        }
+        self.core.send(worker, &letter.message, letter.handle)
     }
 
     /// A connection to this very worker.
@@ -355,11 +362,16 @@ impl Driver {
 
     /// Does what core wants, until it wants nothing more.
     pub(super) fn drive(&mut self) {
-        while let Some(action) = self.core.poll_action() {
-            self.act(action);
-        }
-        while let Some(event) = self.core.poll_event() {
-            self.tell(event);
+        loop {
+            while let Some(action) = self.core.poll_action() {
+                self.act(action);
+            }
+            while let Some(event) = self.core.poll_event() {
+                self.tell(event);
+            }
+            if !self.letters.send(&mut self.core) {
+                break;
+            }
         }
         if !self.waiters.is_empty() {
             let core = &self.core;
@@ -773,6 +785,14 @@ impl Driver {
             }
             _ => {}
         }
+        let event = match event {
+            // Closed here, when nobody is to have it.
+            CoreEvent::Message { worker, message, handle } => {
+                let handle = handle.filter(|_| self.receive_handles);
+                CoreEvent::Message { worker, message, handle }
+            }
+            other => other,
+        };
         let Some(mut event) = Event::of(event) else { return };
         match &mut event {
             Event::Exit { worker, last_lines, exited_after_disconnect: false, .. } => {

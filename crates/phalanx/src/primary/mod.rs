@@ -3,6 +3,7 @@
 mod child;
 pub(crate) mod driver;
 mod facts;
+mod letters;
 mod outlet;
 mod output;
 mod program;
@@ -14,10 +15,12 @@ mod tasks;
 use crate::builder::Builder;
 use crate::error::{Error, ForkError, Result};
 use crate::event::Events;
+use crate::message::{Handle, SendError};
 use driver::{Command, Driver};
+use letters::Letter;
 pub(crate) use outlet::Tell;
 use phalanx_core::wire::Payload;
-use phalanx_core::{Hurry, SendError, State, Status, WorkerId, WorkerView};
+use phalanx_core::{Hurry, State, Status, WorkerId, WorkerView};
 pub use reload::{Reload, ReloadError};
 use serde::Serialize;
 use std::future::Future;
@@ -224,15 +227,65 @@ impl WorkerRef {
         self.view().map_or(State::Gone, |view| view.state)
     }
 
-    /// Sends it a message.
+    /// Sends it a message, when there is room for it: a worker that does not read keeps its senders waiting. It is
+    /// queued when this returns, not received. Dropped before, it may be sent or not.
     ///
     /// # Errors
     ///
-    /// [`SendError`]: its channel is closed, or too much waits to be read; nothing was queued.
-    pub fn try_send(&self, message: &impl Serialize) -> Result<(), SendError> {
-        let payload = Payload::encode(message).map_err(|_| SendError::Closed)?;
+    /// [`SendError`]: its channel is closed, or the message has no form in JSON. Nothing was queued.
+    pub async fn send<T: Serialize + ?Sized>(&self, message: &T) -> Result<(), SendError> {
+        let letter = Letter { message: Payload::encode(message)?, handle: None };
+        self.post(letter).await
+    }
+
+    /// As [`send`](Self::send), with a socket. Ours is closed once the worker has it, or cannot have it any more.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send).
+    pub async fn send_with<T: Serialize + ?Sized>(
+        &self,
+        message: &T,
+        handle: impl Into<Handle>,
+    ) -> Result<(), SendError> {
+        let letter = Letter { message: Payload::encode(message)?, handle: Some(handle.into().packed()) };
+        self.post(letter).await
+    }
+
+    async fn post(&self, letter: Letter) -> Result<(), SendError> {
+        let (sent, answer) = oneshot::channel();
         let id = self.id;
-        self.primary.ask(move |driver| driver.send(id, &payload)).unwrap_or(Err(SendError::Closed))
+        let command: Command = Box::new(move |driver| driver.letters.push(id, letter, sent));
+        let _ = self.primary.commands.0.send(command);
+        answer.await.map_or(Err(SendError::Closed), |sent| sent.map_err(SendError::from))
+    }
+
+    /// Sends it a message now or not at all.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send), and [`SendError::Full`]: too much waits to be read, or to be sent.
+    pub fn try_send<T: Serialize + ?Sized>(&self, message: &T) -> Result<(), SendError> {
+        self.try_post(Letter { message: Payload::encode(message)?, handle: None })
+    }
+
+    /// As [`try_send`](Self::try_send), with a socket, which is closed if that fails.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_send`](Self::try_send).
+    pub fn try_send_with<T: Serialize + ?Sized>(
+        &self,
+        message: &T,
+        handle: impl Into<Handle>,
+    ) -> Result<(), SendError> {
+        self.try_post(Letter { message: Payload::encode(message)?, handle: Some(handle.into().packed()) })
+    }
+
+    fn try_post(&self, letter: Letter) -> Result<(), SendError> {
+        let id = self.id;
+        let sent = self.primary.ask(move |driver| driver.send(id, letter));
+        sent.map_or(Err(SendError::Closed), |sent| sent.map_err(SendError::from))
     }
 
     /// Opens a connection to this very worker, on a listener that it holds: by hand-over, whatever the

@@ -23,6 +23,7 @@ pub(super) struct Description {
     pub(super) stderr: Output,
     /// Next to nothing of our own environment is inherited.
     pub(super) env_clear: bool,
+    pub(super) receive_handles: bool,
     pub(super) account: Option<Account>,
     pub(super) cluster: Option<String>,
     /// What every worker gets to read.
@@ -48,6 +49,7 @@ impl Description {
             stdout: builder.stdout.clone(),
             stderr: builder.stderr.clone(),
             env_clear: builder.env_clear,
+            receive_handles: builder.receive_handles,
             account: builder.account.take(),
             cluster: builder.name.take(),
             config: config.map(Arc::new),

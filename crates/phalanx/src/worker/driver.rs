@@ -7,8 +7,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use phalanx_core::wire::{DEFAULT_MAX_MESSAGE, Family, ListenRequest, Payload};
-use phalanx_core::{Carried, Listen, Worker as Core, WorkerEvent};
+use phalanx_core::wire::{DEFAULT_MAX_MESSAGE, Envelope, Family, ListenRequest, Payload};
+use phalanx_core::{Carried, Listen, SendError, Worker as Core, WorkerEvent};
 use phalanx_os::{Channel, LocalAddress, RecvError, SendError as Unsent, SocketKind, conn, listener};
 use serde_json::Value;
 use tokio::io::Interest;
@@ -17,11 +17,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::queue::Queue;
+use crate::message::{Attached, Handle};
 use crate::settings::Orphans;
 use crate::watch::watch;
 
-/// The most that waits to be written before [`send`](super::Worker::send) says so.
-const OUTBOX_MAX: usize = 64 << 20;
+/// The most that waits to be written before [`send`](super::Worker::send) waits.
+const OUTBOX_MAX: usize = 1 << 20;
 /// How long a worker that leaves waits for the primary's answer.
 const RELEASE_BOUND: Duration = Duration::from_secs(5);
 /// ETOOMANYREFS goes away without a sign.
@@ -44,8 +45,10 @@ pub(crate) enum Command {
     Taken(Listen),
     /// The application dropped the listener.
     Close(Listen),
-    /// A message to the primary.
-    Send(Payload, oneshot::Sender<Result<(), phalanx_core::SendError>>),
+    /// A message to the primary, when there is room.
+    Send(Letter),
+    /// A message to the primary, if there is room.
+    TrySend(Payload, std::sync::mpsc::SyncSender<Result<(), SendError>>),
     /// Answered when everything before it is written, or never can be.
     Flush(oneshot::Sender<()>),
     /// The worker is ready.
@@ -57,6 +60,17 @@ pub(crate) enum Command {
     /// The process ends as soon as the primary can know that this is meant.
     Kill(std::sync::mpsc::Sender<()>),
 }
+
+/// A message to the primary.
+#[derive(Debug)]
+pub(crate) struct Letter {
+    pub(crate) message: Payload,
+    pub(crate) handle: Option<(Envelope, OwnedFd)>,
+    pub(crate) sent: oneshot::Sender<Result<(), SendError>>,
+}
+
+/// A message of the primary.
+pub(crate) type Received = (Value, Option<Attached>);
 
 /// The way to the driver.
 pub(crate) type Commands = mpsc::UnboundedSender<Command>;
@@ -102,8 +116,8 @@ pub(crate) struct Inbox(Mutex<InboxState>);
 
 #[derive(Debug, Default)]
 struct InboxState {
-    early: VecDeque<Value>,
-    subscribers: Vec<mpsc::UnboundedSender<Value>>,
+    early: VecDeque<Received>,
+    subscribers: Vec<mpsc::UnboundedSender<Received>>,
     asked: bool,
     ended: bool,
 }
@@ -113,7 +127,7 @@ impl Inbox {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn subscribe(&self) -> mpsc::UnboundedReceiver<Value> {
+    pub(crate) fn subscribe(&self) -> mpsc::UnboundedReceiver<Received> {
         let (sender, receiver) = mpsc::unbounded_channel();
         let mut state = self.state();
         state.asked = true;
@@ -126,7 +140,7 @@ impl Inbox {
         receiver
     }
 
-    fn deliver(&self, message: &Value) {
+    fn deliver(&self, message: &Received) {
         let mut state = self.state();
         if state.asked {
             state.subscribers.retain(|subscriber| subscriber.send(message.clone()).is_ok());
@@ -178,6 +192,8 @@ struct Driver {
     own: Commands,
     inbox: Arc<Inbox>,
     listeners: BTreeMap<Listen, Entry>,
+    /// Messages that wait for room.
+    letters: VecDeque<Letter>,
     writing: Writing,
     draining: bool,
     /// Until when the primary may answer that this worker leaves.
@@ -196,6 +212,7 @@ pub(crate) fn start(channel: Channel, inbox: Arc<Inbox>) -> io::Result<Commands>
         own: own.clone(),
         inbox,
         listeners: BTreeMap::new(),
+        letters: VecDeque::new(),
         writing: Writing::Idle,
         draining: false,
         leave_by: None,
@@ -222,6 +239,9 @@ impl Driver {
         let mut buffer = vec![0; 64 << 10];
         loop {
             self.flush();
+            while self.send_waiting() {
+                self.flush();
+            }
             self.settle();
             let Some(channel) = &self.channel else {
                 match commands.recv().await {
@@ -271,9 +291,25 @@ impl Driver {
         };
     }
 
+    /// Sends what has waited for room. Whether anything was sent.
+    fn send_waiting(&mut self) -> bool {
+        let mut any = false;
+        while self.core.can_send() != Err(SendError::Full) {
+            let Some(Letter { message, handle, sent }) = self.letters.pop_front() else { break };
+            // Nobody waits any more for one that was given up.
+            if !sent.is_closed() {
+                any = true;
+                let _ = sent.send(self.core.send(message, handle));
+            }
+        }
+        any
+    }
+
     /// What follows once everything is written, or can never be.
     fn settle(&mut self) {
-        let done = self.channel.is_none() || self.writing == Writing::Over || self.core.is_flushed();
+        let done = self.channel.is_none()
+            || self.writing == Writing::Over
+            || (self.letters.is_empty() && self.core.is_flushed());
         if !done {
             return;
         }
@@ -392,11 +428,15 @@ impl Driver {
             }
             WorkerEvent::Disconnect => self.drain(),
             WorkerEvent::Message { message, handle } => {
-                if let Some(handle) = handle {
-                    let _ = conn::clear_linger(&handle);
-                }
+                let handle = handle.and_then(|fd| match Handle::received(fd) {
+                    Ok(handle) => Some(Attached::new(handle)),
+                    Err(error) => {
+                        tracing::warn!(%error, "a handle of the primary is closed");
+                        None
+                    }
+                });
                 match message.decode::<Value>() {
-                    Ok(message) => self.inbox.deliver(&message),
+                    Ok(message) => self.inbox.deliver(&(message, handle)),
                     Err(error) => tracing::warn!(%error, "a message of the primary cannot be decoded"),
                 }
             }
@@ -470,8 +510,10 @@ impl Driver {
                     self.close_listener(listen, &entry.queue);
                 }
             }
-            Command::Send(message, reply) => {
-                let _ = reply.send(self.core.send(message, None));
+            Command::Send(letter) => self.letters.push_back(letter),
+            Command::TrySend(message, sent) => {
+                let full = !self.letters.is_empty();
+                let _ = sent.send(if full { Err(SendError::Full) } else { self.core.send(message, None) });
             }
             Command::Flush(flushed) => self.flushed.push(flushed),
             Command::Ready => self.core.notify_ready(),
@@ -619,9 +661,10 @@ mod tests {
 
         primary.say(r#"{"hello":1}"#);
         let mut messages = inbox.subscribe();
-        assert_eq!(messages.blocking_recv().unwrap()["hello"], 1);
-        let (reply, answer) = oneshot::channel();
-        commands.send(Command::Send(Payload::encode("there").unwrap(), reply)).unwrap();
+        assert_eq!(messages.blocking_recv().unwrap().0["hello"], 1);
+        let (sent, answer) = oneshot::channel();
+        let message = Payload::encode("there").unwrap();
+        commands.send(Command::Send(Letter { message, handle: None, sent })).unwrap();
         block_on(answer).unwrap().unwrap();
         primary.hear("\"there\"\n");
         // The end of the channel would end this very process.

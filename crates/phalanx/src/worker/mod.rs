@@ -18,8 +18,9 @@ use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::drain::Draining;
+use crate::message::{Attached, Handle, SendError};
 pub use config::ConfigError;
-use driver::{Command, Commands, Inbox};
+use driver::{Command, Commands, Inbox, Letter, Received};
 
 /// How long [`Worker::kill`] waits for its last word to be written.
 const LAST_WORD: Duration = Duration::from_secs(1);
@@ -47,21 +48,6 @@ impl From<InitError> for io::Error {
     }
 }
 
-/// Why a message was not sent.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SendError {
-    /// The channel is closed.
-    #[error("the channel to the primary is closed")]
-    Closed,
-    /// Too much waits to be sent already.
-    #[error("the primary does not read: the queue is full")]
-    Full,
-    /// The message has no form in JSON.
-    #[error("the message cannot be written as JSON")]
-    Encode(#[source] serde_json::Error),
-}
-
 /// This process, as a worker of a cluster. Clones are the same worker.
 #[derive(Clone, Debug)]
 pub struct Worker(Arc<Inner>);
@@ -74,6 +60,7 @@ struct Inner {
     cluster: Option<String>,
     node: bool,
     own: bool,
+    handles: bool,
     commands: Commands,
     inbox: Arc<Inbox>,
 }
@@ -135,18 +122,20 @@ fn take() -> Result<Option<Worker>, InitError> {
                 generation: None,
                 cluster: None,
                 node: true,
+                handles: true,
                 own,
                 commands,
                 inbox,
             })
         }
-        Some(Birth::Phalanx { channel, worker_id, slot, generation, cluster }) => {
+        Some(Birth::Phalanx { channel, worker_id, slot, generation, cluster, handles }) => {
             start(channel, |commands, inbox| Inner {
                 id: worker_id.unwrap_or_default(),
                 slot,
                 generation,
                 cluster,
                 node: false,
+                handles,
                 own,
                 commands,
                 inbox,
@@ -212,19 +201,46 @@ impl Worker {
         self.tell(Command::Ready);
     }
 
-    /// Sends a message to the primary. It is queued when this returns, not received.
+    /// Sends a message to the primary, when there is room for it. It is queued when this returns, not received.
+    /// Dropped before, it may be sent or not.
     ///
     /// # Errors
-    /// See [`SendError`]; nothing was queued.
+    /// [`SendError`]: the channel is closed, or the message has no form in JSON. Nothing was queued.
     pub async fn send<T: Serialize + ?Sized + Sync>(&self, message: &T) -> Result<(), SendError> {
-        let message = Payload::encode(message).map_err(SendError::Encode)?;
-        let (reply, answer) = oneshot::channel();
-        self.tell(Command::Send(message, reply));
-        match answer.await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(phalanx_core::SendError::Full)) => Err(SendError::Full),
-            Ok(Err(_)) | Err(_) => Err(SendError::Closed),
+        self.post(Payload::encode(message)?, None).await
+    }
+
+    /// As [`send`](Self::send), with a socket, which is closed here once the primary has it.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send), and [`SendError::Refused`]: a primary of phalanx must want handles
+    /// ([`Builder::receive_handles`](crate::Builder::receive_handles)).
+    pub async fn send_with<T: Serialize + ?Sized + Sync>(
+        &self,
+        message: &T,
+        handle: impl Into<Handle>,
+    ) -> Result<(), SendError> {
+        if !self.0.handles {
+            return Err(SendError::Refused);
         }
+        self.post(Payload::encode(message)?, Some(handle.into())).await
+    }
+
+    async fn post(&self, message: Payload, handle: Option<Handle>) -> Result<(), SendError> {
+        let (sent, answer) = oneshot::channel();
+        let letter = Letter { message, handle: handle.map(Handle::packed), sent };
+        self.tell(Command::Send(letter));
+        answer.await.map_or(Err(SendError::Closed), |sent| sent.map_err(SendError::from))
+    }
+
+    /// Sends a message now or not at all.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send), and [`SendError::Full`]: too much waits to be sent.
+    pub fn try_send<T: Serialize + ?Sized>(&self, message: &T) -> Result<(), SendError> {
+        let (sent, answer) = std::sync::mpsc::sync_channel(1);
+        self.tell(Command::TrySend(Payload::encode(message)?, sent));
+        answer.recv().map_or(Err(SendError::Closed), |sent| sent.map_err(SendError::from))
     }
 
     /// Waits until everything that was sent is written to the channel: a process that ends then loses none of it.
@@ -282,11 +298,17 @@ impl Worker {
 
 /// The messages of the primary, in order.
 #[derive(Debug)]
-pub struct Messages(mpsc::UnboundedReceiver<Value>);
+pub struct Messages(mpsc::UnboundedReceiver<Received>);
 
 impl Messages {
-    /// The next message; `None` when the channel is closed. Nothing is lost if the future is dropped.
+    /// The next message; `None` when the channel is closed. Nothing is lost if the future is dropped. A socket that
+    /// came with it is closed, unless another subscriber takes it.
     pub async fn recv(&mut self) -> Option<Value> {
+        self.recv_with().await.map(|(message, _)| message)
+    }
+
+    /// As [`recv`](Self::recv), with the socket that came with it.
+    pub async fn recv_with(&mut self) -> Option<(Value, Option<Attached>)> {
         self.0.recv().await
     }
 
@@ -295,6 +317,6 @@ impl Messages {
     /// # Panics
     /// When called in an asynchronous task.
     pub fn blocking_recv(&mut self) -> Option<Value> {
-        self.0.blocking_recv()
+        self.0.blocking_recv().map(|(message, _)| message)
     }
 }
