@@ -124,3 +124,17 @@ fn a_full_disk_does_not_stop_the_service() {
     assert_eq!(process.wait().code(), Some(143));
     assert_eq!(process.left_over(), []);
 }
+
+#[test]
+fn what_workers_leave_behind_is_reaped() {
+    // The one in the middle ends at once, so the last one becomes the primary's child.
+    let script = "sh -c 'sleep 600 & echo orphan $!'; exec sleep 600";
+    let phalanx = Phalanx::run("orphans").workers(1).start(["sh", "-c", script]);
+    let line = phalanx.wait_line("0|1 orphan ");
+    let pid = line.rsplit(' ').next().and_then(|pid| pid.parse().ok()).expect("a pid");
+    let orphan = ProcessId::of(pid).expect("it lives");
+    wait_until("it is the primary's child", || children(phalanx.pid()).contains(&orphan));
+    kill(pid, Signal::KILL).expect("a kill");
+    wait_until("it is no zombie", || !orphan.exists());
+    phalanx.finish();
+}

@@ -49,6 +49,7 @@ fn start(own: &std::path::Path, args: &args::Demo) -> Result<(Primary, String), 
             .workers(args.workers)
             .channel(Speaks::Phalanx)
             .listen("http", &address)
+            .reap_strangers(true)
             .output(Output::Inherit)
             .start();
         match started {

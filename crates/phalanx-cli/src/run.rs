@@ -55,6 +55,7 @@ pub(crate) fn run(args: args::Run) -> Result<Code, Failure> {
     }
     let door = Door::open(args.name.as_deref(), &target.name)?;
     let _ = phalanx_os::host::become_subreaper();
+    builder = builder.reap_strangers(true);
     // Every connection under way costs an fd. Workers get the limit that we were started with: a program that
     // uses select(2) breaks above 1024.
     let mut open_files = None;

@@ -139,6 +139,7 @@ pub struct Builder {
     /// Of the runtime that `run` makes in a worker.
     pub(crate) threads: usize,
     pub(crate) receive_handles: bool,
+    pub(crate) reap_strangers: bool,
     pub(crate) stdout: Output,
     pub(crate) stderr: Output,
     pub(crate) listen: Vec<Configured>,
@@ -164,6 +165,7 @@ impl Default for Builder {
             payload: None,
             threads: 1,
             receive_handles: false,
+            reap_strangers: false,
             stdout: Output::Inherit,
             stderr: Output::Inherit,
             listen: Vec::new(),
@@ -254,6 +256,15 @@ impl Builder {
     #[must_use]
     pub fn receive_handles(mut self, receive: bool) -> Builder {
         self.receive_handles = receive;
+        self
+    }
+
+    /// Whether the cluster waits for every child of this process that ends, not for its workers alone. For a process
+    /// that is number 1 or a subreaper: orphans become its children, and would stay zombies. Not for one that starts
+    /// children of its own: their ends would be taken from it.
+    #[must_use]
+    pub fn reap_strangers(mut self, reap: bool) -> Builder {
+        self.reap_strangers = reap;
         self
     }
 

@@ -82,6 +82,8 @@ pub(crate) struct Driver {
     /// Messages that wait for room.
     pub(super) letters: Letters,
     receive_handles: bool,
+    /// Orphans become children of this process, and nobody else reaps them.
+    strangers: bool,
     finished: Vec<oneshot::Sender<()>>,
     fork_error: Option<String>,
     bind_error: Option<i32>,
@@ -123,7 +125,7 @@ pub(crate) fn start(builder: Builder) -> Result<Handle> {
                 };
                 let over = Rc::clone(&driver.borrow().over);
                 tokio::task::spawn_local(tasks::keep_time(Rc::downgrade(&driver)));
-                if phalanx_force_sigchld() {
+                if phalanx_force_sigchld() || driver.borrow().strangers {
                     tokio::task::spawn_local(tasks::reap_on_sigchld(Rc::downgrade(&driver)));
                 }
                 let _ = ready.send(Ok(()));
@@ -195,6 +197,7 @@ impl Driver {
                 waiters: Vec::new(),
                 letters: Letters::default(),
                 receive_handles: builder.receive_handles,
+                strangers: builder.reap_strangers,
                 finished: Vec::new(),
                 fork_error: None,
                 bind_error: None,
@@ -746,6 +749,16 @@ impl Driver {
         }
         let kills = phalanx_os::cgroup::oom_kills().unwrap_or(self.oom_kills);
         if std::mem::replace(&mut self.oom_kills, kills) < kills { Ended::OutOfMemory } else { ended }
+    }
+
+    /// What is no worker and has ended. A fork and its place in the table are one step, so none of ours is taken.
+    pub(super) fn reap_strangers(&self) {
+        let known = |pid| self.children.values().any(|child| child.process.pid() == pid);
+        if self.strangers
+            && let Err(error) = phalanx_os::host::reap_strangers(known)
+        {
+            tracing::warn!(%error, "cannot wait for orphans");
+        }
     }
 
     /// Reads a pipe of a worker's once, as [`Output::read`] does.

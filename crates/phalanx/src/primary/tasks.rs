@@ -131,6 +131,7 @@ pub(super) async fn reap_on_sigchld(driver: Weak<RefCell<Driver>>) {
             for id in ids {
                 driver.reap(id);
             }
+            driver.reap_strangers();
         });
         if looked.is_none() || deaths.recv().await.is_none() {
             return;
