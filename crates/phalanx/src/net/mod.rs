@@ -9,6 +9,6 @@ mod unix;
 
 pub use blocking::listen_std;
 pub use options::ListenOptions;
-pub use tcp::TcpListener;
+pub use tcp::{TcpIncoming, TcpListener};
 pub use udp::UdpSocket;
-pub use unix::UnixListener;
+pub use unix::{UnixIncoming, UnixListener};

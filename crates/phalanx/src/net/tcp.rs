@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use phalanx_os::{SocketKind, conn};
@@ -70,6 +71,13 @@ impl TcpListener {
         }
     }
 
+    /// Its connections as a stream, for servers that take one. Like `accept`, it never ends, and is pending for ever
+    /// once draining has begun; dropping it gives the listener up.
+    #[must_use]
+    pub fn incoming(self) -> TcpIncoming {
+        TcpIncoming(self)
+    }
+
     /// The address that clients connect to.
     ///
     /// # Errors
@@ -82,6 +90,18 @@ impl TcpListener {
     #[must_use]
     pub fn data(&self) -> Option<&Value> {
         self.0.data.as_ref()
+    }
+}
+
+/// The connections of a [`TcpListener`]; see [`incoming`](TcpListener::incoming).
+#[derive(Debug)]
+pub struct TcpIncoming(TcpListener);
+
+impl futures_core::Stream for TcpIncoming {
+    type Item = io::Result<TcpStream>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_accept(cx).map(|accepted| Some(accepted.map(|(stream, _)| stream)))
     }
 }
 
@@ -124,6 +144,18 @@ mod tests {
             let client = TcpStream::connect(addr).await.unwrap();
             let (_, peer) = std::future::poll_fn(|cx| listener.poll_accept(cx)).await.unwrap();
             assert_eq!(peer, client.local_addr().unwrap());
+        });
+    }
+
+    #[test]
+    fn it_is_a_stream() {
+        runtime().block_on(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let mut incoming = std::pin::pin!(listener.incoming());
+            let next =
+                std::future::poll_fn(|cx| futures_core::Stream::poll_next(incoming.as_mut(), cx)).await;
+            assert_eq!(next.unwrap().unwrap().peer_addr().unwrap(), client.local_addr().unwrap());
         });
     }
 

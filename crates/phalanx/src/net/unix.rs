@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::net::UnixStream;
@@ -64,12 +65,31 @@ impl UnixListener {
         }
     }
 
+    /// Its connections as a stream, for servers that take one. Like `accept`, it never ends, and is pending for ever
+    /// once draining has begun; dropping it gives the listener up.
+    #[must_use]
+    pub fn incoming(self) -> UnixIncoming {
+        UnixIncoming(self)
+    }
+
     /// The path that clients connect to.
     ///
     /// # Errors
     /// `InvalidInput` for a path that is too long for an address.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         Ok(std::os::unix::net::SocketAddr::from_pathname(&self.path)?.into())
+    }
+}
+
+/// The connections of a [`UnixListener`]; see [`incoming`](UnixListener::incoming).
+#[derive(Debug)]
+pub struct UnixIncoming(UnixListener);
+
+impl futures_core::Stream for UnixIncoming {
+    type Item = io::Result<UnixStream>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_accept(cx).map(|accepted| Some(accepted.map(|(stream, _)| stream)))
     }
 }
 
