@@ -34,6 +34,8 @@ pub(crate) enum Verb {
     Why(Why),
     /// Get a page of one worker
     Curl(Curl),
+    /// Succeed if all wanted workers are ready and nothing is about to stop: a probe for load balancers
+    Ready(Ready),
     /// Stop a running instance: drain, then signal, then kill
     Stop(Stop),
     #[command(hide = true, name = "demo-worker")]
@@ -220,4 +222,16 @@ pub(crate) struct Curl {
     pub(crate) listener: Option<String>,
     /// What to get
     pub(crate) path: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Ready {
+    #[command(flatten)]
+    pub(crate) instance: Instance,
+    /// For scripts
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// So many ready workers are enough [default: all that are wanted]
+    #[arg(long, value_name = "N")]
+    pub(crate) at_least: Option<u32>,
 }

@@ -28,6 +28,7 @@ fn main() -> std::process::ExitCode {
         args::Verb::Status(status) => show::status(&status),
         args::Verb::Events(events) => show::events(&events),
         args::Verb::Stop(stop) => show::stop(&stop),
+        args::Verb::Ready(ready) => show::ready(&ready),
         args::Verb::Reload(reload) => verbs::reload(&reload),
         args::Verb::Restart(restart) => verbs::restart(&restart),
         args::Verb::Scale(scale) => verbs::rescale(&scale),

@@ -23,6 +23,25 @@ pub(crate) fn status(args: &args::Status) -> Result<Code, Failure> {
     Ok(Code::Ok)
 }
 
+/// Whether new connections should be sent here.
+pub(crate) fn ready(args: &args::Ready) -> Result<Code, Failure> {
+    let mut text = Vec::new();
+    ask(args.instance.name.as_deref(), Method::GET, "/v1/status", |piece| text.extend_from_slice(piece))?;
+    let status: Value = serde_json::from_slice(&text)
+        .map_err(|error| Failure::new(Code::Failed, format!("the answer makes no sense: {error}")))?;
+    let (ready, stopping) = (status["ready"].as_u64().unwrap_or(0), status["stopping"] == true);
+    let enough = args.at_least.map(u64::from).or(status["wanted"].as_u64()).unwrap_or(1);
+    let is_ready = ready >= enough && !stopping;
+    if args.json {
+        let answer = serde_json::json!({ "ready": is_ready, "workers": ready, "stopping": stopping });
+        print(format!("{answer}\n").as_bytes());
+    } else {
+        let stops = if stopping { ", and it is about to stop" } else { "" };
+        print(format!("{ready} of {enough} workers are ready{stops}\n").as_bytes());
+    }
+    Ok(if is_ready { Code::Ok } else { Code::Failed })
+}
+
 pub(crate) fn events(args: &args::Events) -> Result<Code, Failure> {
     let path = if args.follow { FOLLOW } else { "/v1/events" };
     ask(args.instance.name.as_deref(), Method::GET, path, print)?;
