@@ -84,14 +84,24 @@ impl<C> Primary<C> {
         if self.is_leaving(worker) || self.missing(worker, seat).is_some() {
             return;
         }
+        let mut promised = false;
         if let Some(seat) = self.seats.get_mut(&worker) {
             seat.ready = true;
+            promised = seat.wants.is_promised();
             seat.ready_since = Some(now);
         }
         self.timers.stop(Timer::Ready(worker));
         self.timers.stop(Timer::Probe(worker));
         self.events.push_back(Event::Ready { worker });
         self.refresh(worker);
+        if promised {
+            self.accepts(now, worker);
+        }
+    }
+
+    /// Whether it is given nothing yet: it says itself when it can serve.
+    pub(super) fn must_wait(&self, worker: WorkerId) -> bool {
+        self.seats.get(&worker).is_some_and(|seat| seat.wants.is_promised() && !seat.ready)
     }
 
     /// It had to be ready by now.

@@ -124,13 +124,16 @@ impl<C> Primary<C> {
 
     /// A worker's process runs. One that cannot say when it accepts is watched until it does.
     pub(super) fn observe(&mut self, now: Time, worker: WorkerId) {
-        if matches!(self.config.speaks, Speaks::Perhaps | Speaks::Nothing) {
+        if matches!(self.config.speaks, Speaks::Perhaps | Speaks::Nothing) && !self.must_wait(worker) {
             self.steer_all(now, |steering, _| steering.observe(now, worker));
         }
     }
 
     /// A worker's servers accept.
     pub(super) fn accepts(&mut self, now: Time, worker: WorkerId) {
+        if self.must_wait(worker) {
+            return;
+        }
         self.steer_all(now, |steering, wishes| steering.ready(now, worker, wishes));
     }
 
