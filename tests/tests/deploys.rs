@@ -167,8 +167,15 @@ fn node_is_reloaded_under_load_by_share() {
 }
 
 #[test]
+fn node_is_reloaded_under_load_by_steering() {
+    let app = App::new(GOOD);
+    let Some(phalanx) = app.run("rel-steer", &["--mechanism", "steer"]) else { return };
+    reloads("steer", phalanx, app.port, 2);
+}
+
+#[test]
 fn a_rust_service_is_reloaded_under_load() {
-    for mechanism in ["handoff", "share"] {
+    for mechanism in ["handoff", "share", "steer"] {
         let port = free_port();
         let phalanx = Phalanx::run(&format!("rel-rust-{mechanism}"))
             .workers(2)
@@ -399,6 +406,57 @@ fn too_much_memory_too_many_connections() {
     });
     load.stop().assert_all_served();
     phalanx.finish();
+}
+
+#[test]
+fn a_delayed_stop_is_known_before_it_begins() {
+    let app = App::new(GOOD);
+    // Longer than any test: the second signal ends it.
+    let Some(mut phalanx) = app.run("delay", &["--shutdown-delay", "1h"]) else { return };
+    phalanx.wait_listening(2);
+    phalanx.tell("ready", no(&[]));
+    phalanx.signal(Signal::TERM);
+    phalanx.wait_status("it says so", |status| status["stopping"] == true);
+    assert_eq!(phalanx.ask("ready", no(&[])).status.code(), Some(1));
+    Load::port(app.port).clients(4).connections(100).run().assert_all_served();
+    phalanx.signal(Signal::TERM);
+    phalanx.finish_with(143);
+}
+
+#[test]
+fn whom_the_kernel_kills_for_lack_of_memory() {
+    let group = PathBuf::from(format!("/sys/fs/cgroup/memory/phalanx-{}", std::process::id()));
+    if fs::create_dir(&group).is_err() || fs::write(group.join("memory.limit_in_bytes"), "100M").is_err() {
+        return lab::skip("no control group of version 1 can be made here");
+    }
+    let eats = "console.log('hungry'); const held = []; for (;;) held.push(Buffer.alloc(1 << 20, 1));";
+    let app = App::new(&format!("setTimeout(() => {{ {eats} }}, 100); setInterval(() => {{}}, 1000)"));
+    let Some(node) = lab::node("22") else { return };
+    // The primary's group is its own, and so its workers'.
+    let enter = format!("echo $$ > {}/cgroup.procs; exec \"$@\"", group.display());
+    let wrapper = app.path("phalanx");
+    fs::write(
+        &wrapper,
+        format!(
+            "#!/bin/sh\n{}\n",
+            enter.replace("\"$@\"", &format!("{} \"$@\"", lab::binary("phalanx").display()))
+        ),
+    )
+    .expect("written");
+    fs::set_permissions(&wrapper, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("executable");
+    let phalanx = Phalanx::run("oom")
+        .program(&wrapper)
+        .workers(1)
+        .start([node.into_os_string(), app.path("app.js").into_os_string()]);
+    phalanx.wait_line("out of memory");
+    wait_until("it is remembered", || phalanx.tell("why", no(&["0"])).contains("out of memory"));
+    let why = phalanx.tell("why", no(&["0"]));
+    assert!(why.contains("--max-rss") && why.contains("hungry"), "{why}");
+    phalanx.signal(Signal::TERM);
+    phalanx.signal(Signal::TERM);
+    phalanx.signal(Signal::TERM);
+    phalanx.finish_with(143);
+    let _ = fs::remove_dir(&group);
 }
 
 #[test]
