@@ -377,9 +377,9 @@ fn sighup_reloads() {
 #[test]
 fn who_hangs_is_replaced_and_its_connections_are_served() {
     let app = App::new(GOOD);
-    let Some(mut phalanx) = app.run("hang", &["--hang-timeout", "1s", "--term-timeout", "1s"]) else {
-        return;
-    };
+    // Steering moves what waits away from who hangs, long before anybody has to be ended for it.
+    let options = ["--mechanism", "handoff", "--hang-timeout", "1s", "--term-timeout", "1s"];
+    let Some(mut phalanx) = app.run("hang", &options) else { return };
     let status = phalanx.wait_listening(2);
     let hung = pid_in(&status, 0);
     kill(hung, Signal::STOP).expect("stopped");
@@ -405,6 +405,21 @@ fn too_much_memory_too_many_connections() {
         status["ready"] == 2 && pids(status).iter().all(|pid| !first.contains(pid))
     });
     load.stop().assert_all_served();
+    phalanx.finish();
+}
+
+#[test]
+fn a_workers_own_children_go_with_it() {
+    // Of the first only; it takes no notice of SIGTERM.
+    let script =
+        "if [ $PHALANX_WORKER_ID = 1 ]; then trap '' TERM; sleep 10000 & echo child $!; fi; exec sleep 10000";
+    let phalanx =
+        Phalanx::run("children").workers(1).options(["--channel", "none"]).start(["sh", "-c", script]);
+    let line = phalanx.wait_line("child ");
+    let child: u32 = line.rsplit(' ').next().and_then(|n| n.parse().ok()).expect("a pid");
+    let child = ProcessId::of(child).expect("it lives");
+    phalanx.tell("kill", no(&["0", "--force"]));
+    wait_until("its child is gone", || !child.exists());
     phalanx.finish();
 }
 
