@@ -6,7 +6,6 @@
 //! the thread that forked it ends (K-52).
 
 use super::Primary as Handle;
-use super::child::Born;
 use super::facts;
 use super::letters::{Letter, Letters};
 use super::output::{Output, Pipe};
@@ -18,21 +17,19 @@ use super::tasks::{self, Link};
 use crate::builder::Builder;
 use crate::error::{Error, Result};
 use crate::event::{Event, Hub};
-use crate::watch::watch;
 use phalanx_core::{
-    Action, Blocked, Carried, Ended, Event as CoreEvent, Examined, Generation, Hurry, Place, Primary,
-    SendError, Slot, SocketId, Spawn, State, Status, Time, WorkerId,
+    Action, Event as CoreEvent, Examined, Generation, Hurry, Primary, SendError, Slot, SocketId, State,
+    Status, Time, WorkerId,
 };
 use phalanx_os::notify::NotifySocket;
 use phalanx_os::{Process, Signal, Touched, conn, listener};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Instant;
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{AbortHandle, LocalSet};
@@ -44,18 +41,18 @@ pub(super) type Command = Box<dyn FnOnce(&mut Driver) + Send>;
 const CHUNK: usize = 65_536;
 
 pub(super) struct Child {
-    process: Process,
-    link: Option<Rc<AsyncFd<Link>>>,
+    pub(super) process: Process,
+    pub(super) link: Option<Rc<AsyncFd<Link>>>,
     /// The task that reads the channel.
-    reader: Option<AbortHandle>,
-    writable: Rc<Notify>,
-    pipes: Vec<Rc<Pipe>>,
+    pub(super) reader: Option<AbortHandle>,
+    pub(super) writable: Rc<Notify>,
+    pub(super) pipes: Vec<Rc<Pipe>>,
     /// Sockets that it was born with.
-    lent: Vec<Arc<OwnedFd>>,
+    pub(super) lent: Vec<Arc<OwnedFd>>,
 }
 
 pub(super) struct Door {
-    socket: Socket,
+    pub(super) socket: Socket,
     /// The task that accepts, while it does.
     pub(super) accepting: Option<AbortHandle>,
 }
@@ -70,12 +67,12 @@ pub(crate) struct Driver {
     pub(super) latest: Rc<Program>,
     pub(super) programs: BTreeMap<Generation, Rc<Program>>,
     pub(super) reloads: BTreeMap<Generation, oneshot::Sender<Outcome>>,
-    notify: Option<Rc<NotifySocket>>,
+    pub(super) notify: Option<Rc<NotifySocket>>,
     /// What the kernel has killed for lack of memory, as far as we have looked.
-    oom_kills: u64,
+    pub(super) oom_kills: u64,
     pub(super) children: BTreeMap<WorkerId, Child>,
     pub(super) doors: BTreeMap<SocketId, Door>,
-    groups: BTreeMap<SocketId, Steered>,
+    pub(super) groups: BTreeMap<SocketId, Steered>,
     inherited: Vec<Arc<OwnedFd>>,
     pub(super) output: Output,
     waiters: Vec<Waiter>,
@@ -83,18 +80,18 @@ pub(crate) struct Driver {
     pub(super) letters: Letters,
     receive_handles: bool,
     /// Orphans become children of this process, and nobody else reaps them.
-    strangers: bool,
+    pub(super) strangers: bool,
     finished: Vec<oneshot::Sender<()>>,
-    fork_error: Option<String>,
+    pub(super) fork_error: Option<String>,
     bind_error: Option<i32>,
-    chunk: Vec<u8>,
+    pub(super) chunk: Vec<u8>,
     pub(super) timer: Rc<Notify>,
     /// When the timer's task believes that core is due.
     due: Option<Time>,
     over: Rc<Notify>,
     /// Once nobody is left, the thread ends. A cluster of plain forks can be used again (LIFE-19).
     ending: bool,
-    me: Weak<RefCell<Driver>>,
+    pub(super) me: Weak<RefCell<Driver>>,
     /// Last: whoever hears that the events are over has heard all that was printed.
     pub(super) hub: Hub,
 }
@@ -474,168 +471,8 @@ impl Driver {
             Action::Retire { generation } => {
                 self.programs.remove(&generation);
             }
-            Action::Group { group, spec, backlog, engine, rule, .. } => {
-                let result = Steered::open(&spec, backlog, engine, rule).map(|(steered, address)| {
-                    let park = Socket { fd: Arc::clone(steered.park()), file: None };
-                    self.doors.insert(group, Door { socket: park, accepting: None });
-                    self.groups.insert(group, steered);
-                    address
-                });
-                self.core.handle_grouped(group, result);
-            }
-            Action::Join { group, socket, place, tag, backlog } => {
-                let joined = match self.groups.get_mut(&group) {
-                    Some(steered) => steered.join(place, tag, backlog),
-                    None => Err(io::ErrorKind::NotFound.into()),
-                };
-                let joined = joined.map(|fd| {
-                    let socket_of = Socket { fd, file: None };
-                    self.doors.insert(socket, Door { socket: socket_of, accepting: None });
-                });
-                let joined = joined.map_err(|error| error.raw_os_error().unwrap_or(22));
-                self.core.handle_joined(socket, joined);
-            }
-            Action::Ring { group, ring } => {
-                self.steered(group, |steered| steered.choose(&ring));
-            }
-            Action::Budgets { group, budgets } => {
-                self.steered(group, |steered| {
-                    steered.budget(&budgets);
-                    Ok(())
-                });
-            }
-            Action::Gone { group, gone } => {
-                self.steered(group, |steered| {
-                    steered.gone(&gone);
-                    Ok(())
-                });
-            }
-            Action::Rescue { group, place, backlog, .. } => {
-                self.steered(group, |steered| steered.rescue(place, backlog));
-            }
-            Action::Drain { group, socket } => self.drain(group, socket),
-            Action::Poke { sockets } => {
-                for door in sockets.iter().filter_map(|socket| self.doors.get(socket)) {
-                    Steered::poke(door.socket.fd.as_ref());
-                }
-            }
-            Action::Part { group, socket, place, orphaned } => {
-                self.steered(group, |steered| {
-                    steered.part(place, orphaned);
-                    Ok(())
-                });
-                self.doors.remove(&socket);
-            }
-            Action::WatchQueues { group } => {
-                if let Some(steered) = self.groups.get_mut(&group) {
-                    let task = tasks::stir(self.me.clone(), group, Arc::clone(steered.watch()));
-                    steered.watching = Some(tokio::task::spawn_local(task).abort_handle());
-                }
-            }
-            Action::Look { group, busy } => self.look(group, &busy),
-            Action::Guard { group } => {
-                if let Some(steered) = self.groups.get(&group) {
-                    let found = steered.guard();
-                    self.core.handle_guarded(group, &found);
-                }
-            }
-            Action::Count { socket } => self.count(socket),
-            other => tracing::error!(?other, "an action that this driver does not know"),
+            other => self.steer(other),
         }
-    }
-
-    fn steered(&mut self, group: SocketId, step: impl FnOnce(&mut Steered) -> io::Result<()>) {
-        if let Some(steered) = self.groups.get_mut(&group)
-            && let Err(error) = step(steered)
-        {
-            tracing::error!(%error, "cannot steer");
-        }
-    }
-
-    fn look(&mut self, group: SocketId, busy: &[(Place, WorkerId)]) {
-        let Some(steered) = self.groups.get(&group) else { return };
-        let facts = steered.look(|place| {
-            let (_, worker) = busy.iter().find(|(asked, _)| *asked == place)?;
-            phalanx_os::host::is_busy(self.children.get(worker)?.process.pid()).ok()
-        });
-        let now = self.now();
-        self.core.handle_looked(now, group, &facts);
-    }
-
-    fn drain(&mut self, group: SocketId, socket: SocketId) {
-        let (Some(steered), Some(door)) = (self.groups.get(&group), self.doors.get(&socket)) else { return };
-        for (connection, peer) in steered.drain(&door.socket.fd) {
-            self.core.handle_connection(group, peer, connection);
-        }
-    }
-
-    fn count(&mut self, socket: SocketId) {
-        if let Some(steered) = self.groups.get(&socket) {
-            match steered.count() {
-                Ok(counted) => {
-                    let now = self.now();
-                    self.core.handle_counted(now, socket, &counted);
-                }
-                Err(error) => tracing::debug!(%error, "cannot count open connections"),
-            }
-        } else if let Some(door) = self.doors.get(&socket) {
-            match sockets::open_peers(door.socket.fd.as_ref()) {
-                Ok(open) => self.core.handle_peers(socket, &open),
-                Err(error) => tracing::debug!(%error, "cannot count open connections"),
-            }
-        }
-    }
-
-    fn spawn(&mut self, spawn: &Spawn) {
-        let lent: Vec<(String, Arc<OwnedFd>)> = spawn
-            .lend
-            .iter()
-            .filter_map(|(name, socket)| Some((name.clone(), Arc::clone(&self.doors.get(socket)?.socket.fd))))
-            .collect();
-        let program = self.programs.get(&spawn.generation).unwrap_or(&self.latest);
-        let notify = self.notify.as_ref().map(|socket| socket.path());
-        let lent_fds = lent.iter().map(|(_, fd)| Arc::clone(fd)).collect();
-        let born = program.spawn(spawn, &lent, notify).and_then(|born| self.adopt(spawn, born, lent_fds));
-        if let Err(error) = &born {
-            self.fork_error = Some(error.clone());
-        }
-        let now = self.now();
-        self.core.handle_spawned(now, spawn.worker, born);
-    }
-
-    fn adopt(&mut self, spawn: &Spawn, born: Born, lent: Vec<Arc<OwnedFd>>) -> Result<u32, String> {
-        let pid = born.process.pid();
-        let worker = spawn.worker;
-        let mut pipes = Vec::new();
-        for (is_stderr, pipe) in born.pipes {
-            let pipe = Pipe::new(worker, spawn.slot, is_stderr, pipe)
-                .map_err(|error| format!("cannot watch a worker's output: {error}"))?;
-            let pipe = Rc::new(pipe);
-            tokio::task::spawn_local(tasks::read_output(self.me.clone(), Rc::clone(&pipe)));
-            pipes.push(pipe);
-        }
-        let writable = Rc::new(Notify::new());
-        let mut child = Child { process: born.process, link: None, reader: None, writable, pipes, lent };
-        if let Some(channel) = born.channel {
-            let link = watch(Link(channel), Interest::READABLE)
-                .map_err(|error| format!("cannot watch a channel: {error}"))?;
-            let link = Rc::new(link);
-            let reader = tasks::read_channel(self.me.clone(), worker, Rc::clone(&link));
-            child.reader = Some(tokio::task::spawn_local(reader).abort_handle());
-            tokio::task::spawn_local(tasks::write_channel(
-                self.me.clone(),
-                worker,
-                Rc::downgrade(&link),
-                Rc::clone(&child.writable),
-            ));
-            child.link = Some(link);
-        }
-        if let Some(pidfd) = child.process.pidfd() {
-            let pidfd = pidfd.try_clone_to_owned().map_err(|error| error.to_string())?;
-            tokio::task::spawn_local(tasks::await_exit(self.me.clone(), worker, pidfd));
-        }
-        self.children.insert(worker, child);
-        Ok(pid)
     }
 
     fn accept(&mut self, socket: SocketId, on: bool) {
@@ -647,138 +484,6 @@ impl Driver {
         if on {
             let fd = Arc::clone(&door.socket.fd);
             door.accepting = Some(tokio::task::spawn_local(tasks::accept(me, socket, fd)).abort_handle());
-        }
-    }
-
-    /// Writes to a worker until nothing is left or its channel is full.
-    pub(super) fn flush(&mut self, worker: WorkerId) {
-        let now = self.now();
-        loop {
-            let Some(child) = self.children.get(&worker) else { return };
-            let Some(link) = child.link.as_ref() else { return };
-            let Some(next) = self.core.poll_transmit(worker) else { return };
-            let handle = match next.carried {
-                None => None,
-                Some(Carried::Handle(fd)) => Some(fd.as_fd()),
-                Some(Carried::Socket(socket)) => match self.doors.get(&socket) {
-                    Some(door) => Some(door.socket.fd.as_fd()),
-                    None => return,
-                },
-            };
-            match link.get_ref().0.send(next.bytes, handle) {
-                Ok(count) => self.core.handle_sent(worker, count),
-                Err(phalanx_os::SendError::WouldBlock) => {
-                    child.writable.notify_one();
-                    self.core.handle_blocked(now, worker, Blocked::Full);
-                    return;
-                }
-                Err(phalanx_os::SendError::TooManyInFlight) => {
-                    self.core.handle_blocked(now, worker, Blocked::TooManyInFlight);
-                    return;
-                }
-                // The reader will find the end, after what the worker said last.
-                Err(phalanx_os::SendError::Closed | phalanx_os::SendError::Io(_)) => {
-                    self.core.handle_blocked(now, worker, Blocked::Full);
-                    return;
-                }
-            }
-        }
-    }
-
-    /// Reads a channel once. `None`: nothing more now; `Some(false)`: it is at its end.
-    pub(super) fn read(&mut self, worker: WorkerId) -> Option<bool> {
-        let child = self.children.get(&worker)?;
-        let link = Rc::clone(child.link.as_ref()?);
-        let mut handles = Vec::new();
-        let mut chunk = std::mem::take(&mut self.chunk);
-        let received = link.get_ref().0.recv(&mut chunk, &mut handles);
-        let now = self.now();
-        let more = match received {
-            Err(phalanx_os::RecvError::WouldBlock) => None,
-            Err(phalanx_os::RecvError::Io(_)) | Ok(phalanx_os::Received { len: 0, .. }) => {
-                self.core.handle_channel_closed(now, worker);
-                Some(false)
-            }
-            Ok(received) => {
-                for handle in &handles {
-                    // What a worker sends may linger; our close must not wait for it (K-19).
-                    let _ = conn::clear_linger(handle);
-                }
-                let whole = !handles.is_empty() || received.len == chunk.len();
-                self.core.handle_bytes(now, worker, &chunk[..received.len], handles);
-                // A short read that no handle cut off has emptied the socket.
-                whole.then_some(true)
-            }
-        };
-        self.chunk = chunk;
-        more
-    }
-
-    /// The process has ended, or may have.
-    pub(super) fn reap(&mut self, worker: WorkerId) -> bool {
-        let Some(child) = self.children.get_mut(&worker) else { return true };
-        let ended = match child.process.try_wait() {
-            Ok(Some(phalanx_os::Ended::Exited(code))) => Ended::Code(code),
-            Ok(Some(phalanx_os::Ended::Signaled { signal, core_dumped })) => {
-                Ended::Signal(signal.as_raw(), core_dumped)
-            }
-            Ok(None) => return false,
-            Err(error) => {
-                tracing::error!(%worker, %error, "cannot wait for a worker");
-                Ended::Code(-1)
-            }
-        };
-        let ended = self.explain(ended);
-        // BEFORE the exit is told: what it acknowledged and then died is in the channel (K-15).
-        while self.read(worker) == Some(true) {}
-        self.last_words(worker);
-        let now = self.now();
-        // What it left behind in its process group goes with it.
-        if let Some(child) = self.children.get(&worker) {
-            let _ = child.process.signal_group(Signal::TERM);
-        }
-        self.core.handle_exit(now, worker, ended);
-        self.drive();
-        true
-    }
-
-    /// A worker that was killed may have been so by the kernel, which says it elsewhere.
-    fn explain(&mut self, ended: Ended) -> Ended {
-        if !matches!(ended, Ended::Signal(signal, _) if signal == Signal::KILL.as_raw()) {
-            return ended;
-        }
-        let kills = phalanx_os::cgroup::oom_kills().unwrap_or(self.oom_kills);
-        if std::mem::replace(&mut self.oom_kills, kills) < kills { Ended::OutOfMemory } else { ended }
-    }
-
-    /// What is no worker and has ended. A fork and its place in the table are one step, so none of ours is taken.
-    pub(super) fn reap_strangers(&self) {
-        let known = |pid| self.children.values().any(|child| child.process.pid() == pid);
-        if self.strangers
-            && let Err(error) = phalanx_os::host::reap_strangers(known)
-        {
-            tracing::warn!(%error, "cannot wait for orphans");
-        }
-    }
-
-    /// Reads a pipe of a worker's once, as [`Output::read`] does.
-    pub(super) fn print(&mut self, pipe: &Pipe) -> Option<bool> {
-        let mut chunk = std::mem::take(&mut self.chunk);
-        let more = self.output.read(pipe, &mut chunk);
-        self.chunk = chunk;
-        if self.output.burst() {
-            self.hub.tell(&Event::OutputDropped { dropped: self.output.dropped() });
-        }
-        more
-    }
-
-    /// What a dead worker printed last, before its end is told. A pipe holds no more than two reads get, and
-    /// whoever inherited it may go on.
-    fn last_words(&mut self, worker: WorkerId) {
-        let pipes = self.children.get(&worker).map(|child| child.pipes.clone()).unwrap_or_default();
-        for pipe in pipes {
-            let _ = self.print(&pipe).and_then(|_| self.print(&pipe));
-            self.output.end_line(&pipe);
         }
     }
 

@@ -1,9 +1,11 @@
 //! The primary's side: handles to a cluster that runs on a thread of its own.
 
+mod channels;
 mod child;
 pub(crate) mod driver;
 mod facts;
 mod letters;
+mod lives;
 mod outlet;
 mod output;
 mod program;

@@ -1,7 +1,10 @@
 //! Groups of sockets, as core wants them.
 
+use super::driver::{Door, Driver};
+use super::sockets::{self, Socket};
+use super::tasks;
 use phalanx_core::steer::{Budget, Counted, Engine, GroupFacts, GuardFacts, PlaceFacts, Rule};
-use phalanx_core::{BindSpec, BoundAddress, GroupError, Place};
+use phalanx_core::{Action, BindSpec, BoundAddress, GroupError, Place, SocketId, WorkerId};
 use phalanx_os::steer::{self, Even, Exact, Group, MAX_PLACES, Transport, Watch, allows, diag};
 use phalanx_os::{conn, listener};
 use std::collections::{BTreeMap, BTreeSet};
@@ -309,4 +312,121 @@ fn load(transport: Transport, rule: Rule) -> Result<Exact, String> {
         Rule::Least => steer::Rule::Least,
     };
     Exact::load(transport, rule).map_err(|error| error.to_string())
+}
+
+impl Driver {
+    /// Does what core wants of a group.
+    pub(super) fn steer(&mut self, action: Action) {
+        match action {
+            Action::Group { group, spec, backlog, engine, rule, .. } => {
+                let result = Steered::open(&spec, backlog, engine, rule).map(|(steered, address)| {
+                    let park = Socket { fd: Arc::clone(steered.park()), file: None };
+                    self.doors.insert(group, Door { socket: park, accepting: None });
+                    self.groups.insert(group, steered);
+                    address
+                });
+                self.core.handle_grouped(group, result);
+            }
+            Action::Join { group, socket, place, tag, backlog } => {
+                let joined = match self.groups.get_mut(&group) {
+                    Some(steered) => steered.join(place, tag, backlog),
+                    None => Err(io::ErrorKind::NotFound.into()),
+                };
+                let joined = joined.map(|fd| {
+                    let socket_of = Socket { fd, file: None };
+                    self.doors.insert(socket, Door { socket: socket_of, accepting: None });
+                });
+                let joined = joined.map_err(|error| error.raw_os_error().unwrap_or(22));
+                self.core.handle_joined(socket, joined);
+            }
+            Action::Ring { group, ring } => {
+                self.steered(group, |steered| steered.choose(&ring));
+            }
+            Action::Budgets { group, budgets } => {
+                self.steered(group, |steered| {
+                    steered.budget(&budgets);
+                    Ok(())
+                });
+            }
+            Action::Gone { group, gone } => {
+                self.steered(group, |steered| {
+                    steered.gone(&gone);
+                    Ok(())
+                });
+            }
+            Action::Rescue { group, place, backlog, .. } => {
+                self.steered(group, |steered| steered.rescue(place, backlog));
+            }
+            Action::Drain { group, socket } => self.drain(group, socket),
+            Action::Poke { sockets } => {
+                for door in sockets.iter().filter_map(|socket| self.doors.get(socket)) {
+                    Steered::poke(door.socket.fd.as_ref());
+                }
+            }
+            Action::Part { group, socket, place, orphaned } => {
+                self.steered(group, |steered| {
+                    steered.part(place, orphaned);
+                    Ok(())
+                });
+                self.doors.remove(&socket);
+            }
+            Action::WatchQueues { group } => {
+                if let Some(steered) = self.groups.get_mut(&group) {
+                    let task = tasks::stir(self.me.clone(), group, Arc::clone(steered.watch()));
+                    steered.watching = Some(tokio::task::spawn_local(task).abort_handle());
+                }
+            }
+            Action::Look { group, busy } => self.look(group, &busy),
+            Action::Guard { group } => {
+                if let Some(steered) = self.groups.get(&group) {
+                    let found = steered.guard();
+                    self.core.handle_guarded(group, &found);
+                }
+            }
+            Action::Count { socket } => self.count(socket),
+            other => tracing::error!(?other, "an action that this driver does not know"),
+        }
+    }
+
+    fn steered(&mut self, group: SocketId, step: impl FnOnce(&mut Steered) -> io::Result<()>) {
+        if let Some(steered) = self.groups.get_mut(&group)
+            && let Err(error) = step(steered)
+        {
+            tracing::error!(%error, "cannot steer");
+        }
+    }
+
+    pub(super) fn look(&mut self, group: SocketId, busy: &[(Place, WorkerId)]) {
+        let Some(steered) = self.groups.get(&group) else { return };
+        let facts = steered.look(|place| {
+            let (_, worker) = busy.iter().find(|(asked, _)| *asked == place)?;
+            phalanx_os::host::is_busy(self.children.get(worker)?.process.pid()).ok()
+        });
+        let now = self.now();
+        self.core.handle_looked(now, group, &facts);
+    }
+
+    fn drain(&mut self, group: SocketId, socket: SocketId) {
+        let (Some(steered), Some(door)) = (self.groups.get(&group), self.doors.get(&socket)) else { return };
+        for (connection, peer) in steered.drain(&door.socket.fd) {
+            self.core.handle_connection(group, peer, connection);
+        }
+    }
+
+    fn count(&mut self, socket: SocketId) {
+        if let Some(steered) = self.groups.get(&socket) {
+            match steered.count() {
+                Ok(counted) => {
+                    let now = self.now();
+                    self.core.handle_counted(now, socket, &counted);
+                }
+                Err(error) => tracing::debug!(%error, "cannot count open connections"),
+            }
+        } else if let Some(door) = self.doors.get(&socket) {
+            match sockets::open_peers(door.socket.fd.as_ref()) {
+                Ok(open) => self.core.handle_peers(socket, &open),
+                Err(error) => tracing::debug!(%error, "cannot count open connections"),
+            }
+        }
+    }
 }
