@@ -295,7 +295,7 @@ impl Steering {
     /// What was seen.
     pub(crate) fn looked(&mut self, now: Time, facts: &GroupFacts, wishes: &mut Vec<Wish>) {
         self.looking = false;
-        self.looked_at = now;
+        let last = std::mem::replace(&mut self.looked_at, now);
         let before = std::mem::replace(&mut self.totals, GroupFacts { places: Vec::new(), ..facts.clone() });
         // Only the program puts connections there while somebody can be chosen, and it counts them.
         if self.engine == Engine::Exact
@@ -309,7 +309,9 @@ impl Steering {
         let took: BTreeMap<Place, u64> = facts
             .places
             .iter()
-            .filter_map(|facts| Some((facts.place, self.members.get_mut(&facts.place)?.see(now, facts))))
+            .filter_map(|facts| {
+                Some((facts.place, self.members.get_mut(&facts.place)?.see(last, now, facts)))
+            })
             .collect();
         self.judge(now, &took, wishes);
         self.act(now, wishes);
@@ -356,13 +358,13 @@ impl Steering {
             }
         }
         if self.engine == Engine::Exact {
-            self.pass_over(now, wishes);
+            self.pass_over(now, took, wishes);
             self.find_hung(now, wishes);
         }
     }
 
     /// Takes stuck workers out of the choice, as long as somebody is left who takes.
-    fn pass_over(&mut self, now: Time, wishes: &mut Vec<Wish>) {
+    fn pass_over(&mut self, now: Time, took: &BTreeMap<Place, u64>, wishes: &mut Vec<Wish>) {
         let stuck: Vec<Place> = self
             .members
             .iter()
@@ -375,8 +377,13 @@ impl Steering {
             })
             .map(|(place, _)| *place)
             .collect();
+        // A machine that is too busy holds up all alike: then nothing is won by moving.
+        let takes = |place: &Place, member: &Member| {
+            member.standing == Standing::Serving
+                && (member.facts.queued == 0 || took.get(place).is_some_and(|took| *took > 0))
+        };
         let somebody_takes =
-            self.members.iter().any(|(place, m)| m.standing == Standing::Serving && !stuck.contains(place));
+            self.members.iter().any(|(place, member)| takes(place, member) && !stuck.contains(place));
         if !somebody_takes {
             return;
         }
@@ -653,7 +660,7 @@ impl Numbers {
 
 impl Member {
     /// Takes in what was seen; returns how many connections it has taken since the last look, at most.
-    fn see(&mut self, now: Time, facts: &PlaceFacts) -> u64 {
+    fn see(&mut self, last: Time, now: Time, facts: &PlaceFacts) -> u64 {
         let arrived = facts.assigned + facts.by_cookie + facts.moved_in;
         let taken = arrived.saturating_sub(self.moved_out + u64::from(facts.queued));
         let before = self.facts;
@@ -668,7 +675,8 @@ impl Member {
         if took > 0 || facts.queued == 0 && before.queued == 0 && self.standing == Standing::Serving {
             self.waiting_since = None;
         } else if facts.queued > 0 {
-            self.waiting_since.get_or_insert(now);
+            // What waited at the last look still does.
+            self.waiting_since.get_or_insert(if before.queued > 0 { last } else { now });
         }
         took
     }
