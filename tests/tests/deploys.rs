@@ -506,3 +506,77 @@ fn orphans_that_serve_go_on() {
         wait_until("it has drained", || !orphan_id.lives());
     }
 }
+
+/// Sends, and reads until what came satisfies.
+fn exchange(port: u16, request: &[u8], enough: impl Fn(&[u8]) -> bool) -> (std::net::TcpStream, Vec<u8>) {
+    use std::io::Write;
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+    stream.write_all(request).expect("it is read");
+    read_until(stream, enough)
+}
+
+fn read_until(
+    mut stream: std::net::TcpStream,
+    enough: impl Fn(&[u8]) -> bool,
+) -> (std::net::TcpStream, Vec<u8>) {
+    use std::io::Read;
+    let (mut all, mut chunk) = (Vec::new(), [0; 4096]);
+    while !enough(&all) {
+        let count = stream.read(&mut chunk).expect("an answer");
+        assert!(count > 0, "it ended: {}", String::from_utf8_lossy(&all));
+        all.extend_from_slice(&chunk[..count]);
+    }
+    (stream, all)
+}
+
+fn rest(mut stream: std::net::TcpStream) -> Vec<u8> {
+    use std::io::Read;
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all).expect("an end, not a reset");
+    all
+}
+
+fn contains(bytes: &[u8], what: &[u8]) -> bool {
+    bytes.windows(what.len()).any(|window| window == what)
+}
+
+/// Whether a frame of this type is among them.
+fn has_frame(mut bytes: &[u8], kind: u8) -> bool {
+    while let [a, b, c, of, ..] = *bytes {
+        if of == kind {
+            return true;
+        }
+        let length = 9 + u32::from_be_bytes([0, a, b, c]) as usize;
+        bytes = bytes.get(length..).unwrap_or_default();
+    }
+    false
+}
+
+#[test]
+fn connections_of_every_kind_end_well() {
+    let port = free_port();
+    let mut phalanx = Phalanx::run("ends")
+        .workers(2)
+        .env("PORT", port.to_string())
+        .options(["--channel", "phalanx", "--drain-timeout", "1h"])
+        .start([lab::binary("examples/drain").into_os_string()]);
+    phalanx.wait_listening(2);
+    let get = |path: &str, more: &str| format!("GET {path} HTTP/1.1\r\nHost: x\r\n{more}\r\n").into_bytes();
+    let (kept, _) = exchange(port, &get("/", ""), |all| all.ends_with(b"hello\n"));
+    let (events, _) = exchange(port, &get("/events", ""), |all| contains(all, b"data: tick"));
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    let (socket, _) = exchange(port, &get("/socket", upgrade), |all| all.ends_with(b"\r\n\r\n"));
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    let (second, _) = exchange(port, preface, |all| has_frame(all, 4));
+    // As clients do: no new stream after GOAWAY, and the end when none is left.
+    let second = std::thread::spawn(move || drop(read_until(second, |all| has_frame(all, 7))));
+    // It would wait an hour for one that did not end.
+    phalanx.tell("reload", no(&[]));
+    assert!(rest(kept).is_empty(), "an idle connection just ends");
+    assert!(rest(events).ends_with(b"0\r\n\r\n"), "the last chunk");
+    let close = rest(socket);
+    assert!(close.starts_with(&[0x88]) && close.get(2..4) == Some(&1001_u16.to_be_bytes()[..]), "{close:?}");
+    second.join().expect("GOAWAY");
+    phalanx.finish();
+}
