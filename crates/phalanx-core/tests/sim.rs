@@ -65,6 +65,17 @@ fn a_rotation_is_exact() {
 }
 
 #[test]
+fn a_taken_connection_has_one_owner() {
+    let mut world = world();
+    world.fork(3).quiet().connect(30).settle();
+    assert_eq!(world.served.len(), 30);
+    for id in world.served.keys() {
+        assert_eq!(world.open.borrow().get(id), Some(&1), "copies of {id}");
+    }
+    world.stop(Hurry::Graceful).settle().assert_over();
+}
+
+#[test]
 fn sticky_stays() {
     let mut world = World::new(3, Policy::Sticky, 4, Faults::default());
     world.fork(4).quiet();

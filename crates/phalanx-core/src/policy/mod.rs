@@ -149,3 +149,22 @@ impl FromStr for Policy {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_strictly_and_a_rotation_is_the_default() {
+        assert_eq!(Policy::default(), Policy::RoundRobin);
+        for (text, policy) in
+            [("rr", Policy::RoundRobin), ("round-robin", Policy::RoundRobin), ("none", Policy::None)]
+        {
+            assert_eq!(text.parse(), Ok(policy));
+        }
+        for text in ["", "RR", "None", "1", "2", "toString", "constructor", "custom"] {
+            let error = text.parse::<Policy>().unwrap_err().to_string();
+            assert!(error.contains(&format!("`{text}`")), "{error}");
+        }
+    }
+}

@@ -125,6 +125,8 @@ impl<C> Primary<C> {
             }
             Err(errno) => {
                 let key = request.key();
+                let known = self.listeners.by_key(&key).and_then(|id| self.listeners.get(id));
+                let data = known.and_then(|listener| listener.data.clone()).or(data);
                 if errno == errno::EACCES {
                     self.events.push_back(Event::BindFailed {
                         key: key.clone(),
@@ -153,18 +155,18 @@ impl<C> Primary<C> {
             return self.join_existing(id, worker, request);
         }
         let spec = spec_of(request)?;
-        let fixed = matches!(&spec, BindSpec::Tcp { port, .. } | BindSpec::Udp { port, .. } if *port != 0);
-        if request.index.is_none() {
+        let anonymous = matches!(&spec, BindSpec::Tcp { port: 0, .. } | BindSpec::Udp { port: 0, .. });
+        let several = matches!(&spec, BindSpec::Udp { reuse_addr: true, .. });
+        if several || (anonymous && request.index.is_none()) {
             request.index = Some(self.count_index(worker, request));
+        } else if !anonymous {
+            // Node's ordinal counts what has failed, too. Whether a worker asks twice for one endpoint is a matter
+            // of membership, before any bind is tried (DEC-08, DEF-39).
+            request.index = Some(0);
         }
         if let Some(id) = self.find(request, &spec) {
             return self.join_existing(id, worker, request);
         }
-        if fixed && request.index.unwrap_or(0) > 0 {
-            // A fixed port asked for twice by one worker: by membership, before any bind is tried (DEC-08).
-            return Err(errno::EADDRINUSE);
-        }
-        let anonymous = matches!(&spec, BindSpec::Tcp { port: 0, .. } | BindSpec::Udp { port: 0, .. });
         if self.config.only_configured && !anonymous {
             return Err(errno::EACCES);
         }
@@ -204,7 +206,8 @@ impl<C> Primary<C> {
         self.listeners.by_key(&request.key()).or_else(|| self.listeners.configured(spec))
     }
 
-    /// v0.12 does not count its requests: the first index that this worker does not hold.
+    /// For a worker that does not count (v0.12), or whose count does not matter: the first index that it does not
+    /// hold.
     fn count_index(&self, worker: WorkerId, request: &ListenRequest) -> u32 {
         let mut request = request.clone();
         (0..)

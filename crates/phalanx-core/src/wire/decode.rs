@@ -113,8 +113,10 @@ fn control(cmd: &[u8], fields: &Fields<'_>) -> Result<Message, Wrong> {
 
 fn cluster(fields: &Fields<'_>) -> Result<Message, Wrong> {
     let seq = || Ok(Seq(fields.integer(Member::Seq)?.ok_or(Wrong(Member::Seq))?));
-    if let Some(ack) = fields.integer(Member::Ack)? {
-        return Ok(Message::Reply(read_reply(Seq(ack), fields)?));
+    if let Some(ack) = fields.integer::<i64>(Member::Ack)? {
+        // Nobody ever asked by a negative number: like any other that is unknown, it changes nothing (WIRE-06).
+        let ack = u64::try_from(ack).map_or(Seq(u64::MAX), Seq);
+        return Ok(Message::Reply(read_reply(ack, fields)?));
     }
     let Some(act) = fields.string(Member::Act)? else { return Ok(Message::Unknown) };
     Ok(match act.as_str() {
@@ -271,7 +273,7 @@ mod tests {
             (r#"{"cmd":"NODE_CLUSTER","act":"close"}"#.into(), "key"),
             (r#"{"cmd":"NODE_CLUSTER","act":"newconn","seq":-1,"key":"a"}"#.into(), "seq"),
             (r#"{"cmd":"NODE_CLUSTER","act":7}"#.into(), "act"),
-            (r#"{"cmd":"NODE_CLUSTER","ack":-1}"#.into(), "ack"),
+            (r#"{"cmd":"NODE_CLUSTER","ack":1.5}"#.into(), "ack"),
             (r#"{"cmd":"NODE_SOCKET_COUNT","key":"a","count":-1}"#.into(), "count"),
             (r#"{"cmd":"NODE_HANDLE","type":7,"msg":1}"#.into(), "type"),
             (r#"{"cmd":"NODE_HANDLE","type":"dgram.Socket","msg":1,"dgramType":"x"}"#.into(), "dgramType"),
