@@ -3,7 +3,7 @@
 use phalanx_tests::lab;
 use phalanx_tests::load::{Load, Running};
 use phalanx_tests::process::{
-    Phalanx, ProcessId, Signal, fd_count, free_port, kill, wait_answer, wait_until,
+    Phalanx, ProcessId, Signal, fd_count, free_port, kill, rss_kib, wait_answer, wait_until,
 };
 use serde_json::Value;
 use std::ffi::OsString;
@@ -137,7 +137,8 @@ fn reloads(name: &str, mut phalanx: Phalanx, port: u16, workers: usize) {
     // The first may open what stays open.
     phalanx.tell("reload", no(&[]));
     let fds = fd_count(phalanx.pid());
-    let rounds = if lab::long() { 100 } else { 10 };
+    let rounds = if lab::long() { 100 } else { 20 };
+    let memory = rss_kib(phalanx.pid()).expect("it lives");
     for _ in 0..rounds {
         phalanx.tell("reload", no(&[]));
         short.wait_served(short.served() + 5);
@@ -147,6 +148,8 @@ fn reloads(name: &str, mut phalanx: Phalanx, port: u16, workers: usize) {
     // A request may meet the end of a connection that was idle: of HTTP/1, no server can rule that out.
     assert_eq!(kept.failed(), kept.failed_reused, "{kept}");
     wait_until("no fd of a connection is open", || fd_count(phalanx.pid()) <= fds);
+    let grown = rss_kib(phalanx.pid()).expect("it lives").saturating_sub(memory);
+    assert!(grown < 4096, "{name}: {grown} KiB more after {rounds} reloads");
     let status = phalanx.status();
     assert_eq!(status["generation"], rounds + 2, "{name}");
     phalanx.finish();
@@ -554,29 +557,37 @@ fn has_frame(mut bytes: &[u8], kind: u8) -> bool {
 
 #[test]
 fn connections_of_every_kind_end_well() {
-    let port = free_port();
-    let mut phalanx = Phalanx::run("ends")
-        .workers(2)
-        .env("PORT", port.to_string())
-        .options(["--channel", "phalanx", "--drain-timeout", "1h"])
-        .start([lab::binary("examples/drain").into_os_string()]);
-    phalanx.wait_listening(2);
     let get = |path: &str, more: &str| format!("GET {path} HTTP/1.1\r\nHost: x\r\n{more}\r\n").into_bytes();
-    let (kept, _) = exchange(port, &get("/", ""), |all| all.ends_with(b"hello\n"));
-    let (events, _) = exchange(port, &get("/events", ""), |all| contains(all, b"data: tick"));
-    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
-    let (socket, _) = exchange(port, &get("/socket", upgrade), |all| all.ends_with(b"\r\n\r\n"));
-    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-    let (second, _) = exchange(port, preface, |all| has_frame(all, 4));
-    // As clients do: no new stream after GOAWAY, and the end when none is left.
-    let second = std::thread::spawn(move || drop(read_until(second, |all| has_frame(all, 7))));
-    // It would wait an hour for one that did not end.
-    phalanx.tell("reload", no(&[]));
-    assert!(rest(kept).is_empty(), "an idle connection just ends");
-    assert!(rest(events).ends_with(b"0\r\n\r\n"), "the last chunk");
-    let close = rest(socket);
-    assert!(close.starts_with(&[0x88]) && close.get(2..4) == Some(&1001_u16.to_be_bytes()[..]), "{close:?}");
-    second.join().expect("GOAWAY");
-    phalanx.finish();
+    for (example, has_streams) in [("drain", true), ("hyper", false)] {
+        let port = free_port();
+        let mut phalanx = Phalanx::run("ends")
+            .workers(2)
+            .env("PORT", port.to_string())
+            .options(["--channel", "phalanx", "--drain-timeout", "1h"])
+            .start([lab::binary(&format!("examples/{example}")).into_os_string()]);
+        phalanx.wait_listening(2);
+        let (kept, _) = exchange(port, &get("/", ""), |all| all.ends_with(b"hello\n"));
+        let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+        let (second, _) = exchange(port, preface, |all| has_frame(all, 4));
+        // As clients do: no new stream after GOAWAY, and the end when none is left.
+        let second = std::thread::spawn(move || drop(read_until(second, |all| has_frame(all, 7))));
+        let streams = has_streams.then(|| {
+            let (events, _) = exchange(port, &get("/events", ""), |all| contains(all, b"data: tick"));
+            let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                           Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+            let (socket, _) = exchange(port, &get("/socket", upgrade), |all| all.ends_with(b"\r\n\r\n"));
+            (events, socket)
+        });
+        // It would wait an hour for one that did not end.
+        phalanx.tell("reload", no(&[]));
+        assert!(rest(kept).is_empty(), "an idle connection just ends");
+        second.join().expect("GOAWAY");
+        if let Some((events, socket)) = streams {
+            assert!(rest(events).ends_with(b"0\r\n\r\n"), "the last chunk");
+            let close = rest(socket);
+            let away = Some(&1001_u16.to_be_bytes()[..]);
+            assert!(close.starts_with(&[0x88]) && close.get(2..4) == away, "{close:?}");
+        }
+        phalanx.finish();
+    }
 }

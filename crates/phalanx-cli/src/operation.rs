@@ -11,9 +11,6 @@ use tokio::sync::mpsc;
 /// Describes the program anew for a reload; `None`: as it was described before.
 pub(crate) type Describe = Arc<dyn Fn() -> Result<Option<Builder>, Failure> + Send + Sync>;
 
-/// SIGTERM; a worker that has drained is ended by it.
-const TERM: i32 = 15;
-
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
@@ -208,10 +205,7 @@ async fn kill(
     let Some(worker) = found else {
         return Err(failed(format!("nobody is in slot {slot}"), &[]));
     };
-    let mut progress = match hurry {
-        Hurry::Graceful => worker.kill(TERM),
-        hurry => worker.end(hurry),
-    };
+    let mut progress = worker.end(hurry);
     loop {
         tokio::select! {
             biased;

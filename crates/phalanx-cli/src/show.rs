@@ -66,6 +66,42 @@ pub(crate) fn print(bytes: &[u8]) {
     }
 }
 
+/// Whether all is well, in few words.
+fn summary(status: &Value) -> String {
+    let mut text = String::new();
+    if let (Some(ready), Some(wanted)) = (status["ready"].as_u64(), status["wanted"].as_u64()) {
+        text.push_str(&format!(": {ready} of {wanted} ready, generation {}", status["generation"]));
+    }
+    if let Some(target) = status["reloading"].as_u64() {
+        text.push_str(&format!(", reloading to {target}"));
+    }
+    if status["workers"].as_array().into_iter().flatten().any(|worker| worker["degraded"] == true) {
+        text.push_str(", degraded");
+    }
+    if status["stopping"] == true {
+        text.push_str(", stopping");
+    }
+    text
+}
+
+/// A worker's state, and what else is to be known of it.
+fn state(worker: &Value) -> String {
+    let mut text = worker["state"].as_str().unwrap_or("?").to_owned();
+    let notes = [
+        (worker["hung"].is_object(), "hangs"),
+        (worker["due"].is_string() || worker["due"].is_object(), "to be replaced"),
+        (worker["degraded"] == true, "degraded"),
+        (worker["changed"] == true, "file changed"),
+    ];
+    for (is_so, note) in notes {
+        if is_so {
+            text.push_str(", ");
+            text.push_str(note);
+        }
+    }
+    text
+}
+
 /// The tables for people.
 fn table(status: &Value) -> String {
     let text = |value: &Value| match value {
@@ -83,7 +119,7 @@ fn table(status: &Value) -> String {
             text(&worker["slot"]),
             text(&worker["id"]),
             text(&worker["pid"]),
-            text(&worker["state"]),
+            state(worker),
             text(&worker["generation"]),
             uptime(worker["uptime_ms"].as_u64().unwrap_or(0)),
             text(&worker["restarts"]),
@@ -92,7 +128,7 @@ fn table(status: &Value) -> String {
             end(&worker["last_end"]),
         ]);
     }
-    let mut out = format!("{} (pid {})\n\n", text(&status["name"]), text(&status["pid"]));
+    let mut out = format!("{} (pid {}){}\n\n", text(&status["name"]), text(&status["pid"]), summary(status));
     align(&rows, &mut out);
     for listener in status["listeners"].as_array().into_iter().flatten() {
         out.push_str(&format!(

@@ -314,8 +314,8 @@ impl WorkerRef {
         self.leave(Some(signal), |state| !state.is_alive())
     }
 
-    /// Ends it now, without a drain: by the stop signal, then SIGKILL; or by SIGKILL at once. Done when its process
-    /// has ended.
+    /// Ends it: drained first, by the stop signal at once, or by SIGKILL. Where a number of workers is wanted, it is
+    /// replaced. Done when its process has ended.
     pub fn end(&self, hurry: Hurry) -> Progress {
         let (done, progress) = oneshot::channel();
         let id = self.id;
