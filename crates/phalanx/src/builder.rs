@@ -133,6 +133,8 @@ pub struct Builder {
     pub(crate) open_files: Option<u64>,
     pub(crate) name: Option<String>,
     pub(crate) env_clear: bool,
+    /// Whose rights workers get: as it was named, and who that is.
+    pub(crate) user: Option<String>,
     pub(crate) account: Option<phalanx_os::Account>,
     /// The configuration, as JSON.
     pub(crate) payload: Option<Vec<u8>>,
@@ -161,6 +163,7 @@ impl Default for Builder {
             open_files: None,
             name: None,
             env_clear: false,
+            user: None,
             account: None,
             payload: None,
             threads: 1,
@@ -215,16 +218,9 @@ impl Builder {
     /// Listeners are bound with our own rights. Needs root, or `CAP_SETUID` and `CAP_SETGID`.
     #[must_use]
     pub fn user(mut self, user: &str) -> Builder {
-        match phalanx_os::user::lookup(user) {
-            Ok(account) if phalanx_os::user::may_become(&account.user) => self.account = Some(account),
-            Ok(_) => self.errors.push(Error::User {
-                user: user.to_owned(),
-                source: std::io::Error::new(
-                    std::io::ErrorKind::PermissionDenied,
-                    "that needs root, or CAP_SETUID and CAP_SETGID",
-                ),
-            }),
-            Err(source) => self.errors.push(Error::User { user: user.to_owned(), source }),
+        match account(user) {
+            Ok(account) => (self.user, self.account) = (Some(user.to_owned()), Some(account)),
+            Err(error) => self.errors.push(error),
         }
         self
     }
@@ -550,6 +546,19 @@ impl Builder {
     }
 }
 
+/// The account of this name, if we may become it.
+pub(crate) fn account(user: &str) -> Result<phalanx_os::Account> {
+    let failed = |source| Error::User { user: user.to_owned(), source };
+    let account = phalanx_os::user::lookup(user).map_err(failed)?;
+    if phalanx_os::user::may_become(&account.user) {
+        return Ok(account);
+    }
+    Err(failed(std::io::Error::new(
+        std::io::ErrorKind::PermissionDenied,
+        "that needs root, or CAP_SETUID and CAP_SETGID",
+    )))
+}
+
 /// A name travels in `LISTEN_FDNAMES`, with colons between.
 fn check_name(name: &str) -> Result<()> {
     if name.is_empty() || name.len() > 255 || name.contains(|c: char| c == ':' || c.is_control()) {
@@ -641,6 +650,8 @@ mod tests {
             Cluster::builder().exec("/bin/true").window(0),
             Cluster::builder(),
             Cluster::builder().exec("/bin/true").channel(Speaks::Nothing).mechanism(Mechanism::Handoff),
+            Cluster::builder().exec("/bin/true").policy(Policy::Custom),
+            Cluster::builder().exec("/bin/true").policy(Policy::Sticky).mechanism(Mechanism::Share),
         ] {
             assert!(builder.start().is_err());
         }

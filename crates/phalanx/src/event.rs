@@ -1,6 +1,7 @@
 //! What a cluster tells, and how it is heard.
 
 use crate::message::{Attached, Handle};
+use crate::primary::Settings;
 use crate::{Aborted, Cause, Ended, Engine, Generation, Hang, ListeningInfo, Slot, WorkerId};
 use phalanx_core::Event as CoreEvent;
 use serde::Serialize;
@@ -15,6 +16,12 @@ use std::task::{Context, Poll, Waker};
 #[serde(tag = "event", rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Event {
+    /// What later workers run has been settled: by [`Primary::configure`](crate::Primary::configure), or, as it
+    /// stands, for a [`fork`](crate::Primary::fork).
+    Setup {
+        /// As it was then.
+        settings: Box<Settings>,
+    },
     /// A worker was started.
     Fork {
         /// Who.

@@ -233,6 +233,7 @@ impl Driver {
     }
 
     pub(super) fn fork(&mut self, env: Vec<(String, String)>) -> Result<WorkerId, String> {
+        self.tell_setup();
         let id = self.core.fork(env);
         self.fork_error = None;
         self.drive();

@@ -10,6 +10,7 @@ mod outlet;
 mod output;
 mod program;
 mod reload;
+mod setup;
 mod sockets;
 mod steer;
 mod tasks;
@@ -25,10 +26,11 @@ use phalanx_core::wire::Payload;
 use phalanx_core::{Hurry, State, Status, WorkerId, WorkerView};
 pub use reload::{Reload, ReloadError};
 use serde::Serialize;
+pub use setup::Settings;
 use std::future::Future;
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use tokio::sync::{mpsc, oneshot};
 
@@ -40,17 +42,25 @@ pub struct Primary {
 }
 
 #[derive(Debug)]
-struct Commands(mpsc::UnboundedSender<Command>);
+struct Commands {
+    sender: mpsc::UnboundedSender<Command>,
+    /// Held while somebody changes the settings.
+    configuring: Mutex<()>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 impl Drop for Commands {
     fn drop(&mut self) {
-        let _ = self.0.send(Box::new(|driver| driver.stop(Hurry::Graceful)));
+        let _ = self.sender.send(Box::new(|driver| driver.stop(Hurry::Graceful)));
     }
 }
 
 impl Primary {
     pub(crate) fn new(commands: mpsc::UnboundedSender<Command>) -> Primary {
-        Primary { commands: Arc::new(Commands(commands)) }
+        Primary { commands: Arc::new(Commands { sender: commands, configuring: Mutex::new(()) }) }
     }
 
     /// Asks the cluster's thread and waits for its answer, which never waits for anything else.
@@ -59,7 +69,7 @@ impl Primary {
         let command: Command = Box::new(move |driver| {
             let _ = answer.send(ask(driver));
         });
-        self.commands.0.send(command).map_err(|_| Error::Ended)?;
+        self.commands.sender.send(command).map_err(|_| Error::Ended)?;
         answered.recv().map_err(|_| Error::Ended)
     }
 
@@ -132,7 +142,7 @@ impl Primary {
             driver.when_finished(done);
             begin(driver);
         });
-        let _ = self.commands.0.send(command);
+        let _ = self.commands.sender.send(command);
         Progress(progress)
     }
 
@@ -153,7 +163,7 @@ impl Primary {
     fn reloading(&self, described: Option<Builder>) -> Reload {
         let (done, outcome) = oneshot::channel();
         let command: Command = Box::new(move |driver| driver.reload(described, done));
-        let _ = self.commands.0.send(command);
+        let _ = self.commands.sender.send(command);
         Reload(outcome)
     }
 
@@ -258,7 +268,7 @@ impl WorkerRef {
         let (sent, answer) = oneshot::channel();
         let id = self.id;
         let command: Command = Box::new(move |driver| driver.letters.push(id, letter, sent));
-        let _ = self.primary.commands.0.send(command);
+        let _ = self.primary.commands.sender.send(command);
         answer.await.map_or(Err(SendError::Closed), |sent| sent.map_err(SendError::from))
     }
 
@@ -323,7 +333,7 @@ impl WorkerRef {
             driver.when(id, |state| !state.is_alive(), done);
             driver.end(id, hurry);
         });
-        let _ = self.primary.commands.0.send(command);
+        let _ = self.primary.commands.sender.send(command);
         Progress(progress)
     }
 
@@ -334,7 +344,7 @@ impl WorkerRef {
             driver.when(id, until, done);
             driver.leave(id, then);
         });
-        let _ = self.primary.commands.0.send(command);
+        let _ = self.primary.commands.sender.send(command);
         Progress(progress)
     }
 

@@ -24,6 +24,8 @@ pub(super) struct Description {
     /// Next to nothing of our own environment is inherited.
     pub(super) env_clear: bool,
     pub(super) receive_handles: bool,
+    /// As it was named, and who that is.
+    pub(super) user: Option<String>,
     pub(super) account: Option<Account>,
     pub(super) cluster: Option<String>,
     /// What every worker gets to read.
@@ -50,6 +52,7 @@ impl Description {
             stderr: builder.stderr.clone(),
             env_clear: builder.env_clear,
             receive_handles: builder.receive_handles,
+            user: builder.user.take(),
             account: builder.account.take(),
             cluster: builder.name.take(),
             config: config.map(Arc::new),
