@@ -37,7 +37,8 @@ pub(crate) fn directory() -> Option<PathBuf> {
 pub(crate) struct Door {
     pub(crate) name: String,
     listener: std::os::unix::net::UnixListener,
-    file: Option<SocketFile>,
+    /// It goes with us, also when nothing comes of the instance.
+    file: Remove,
 }
 
 impl Door {
@@ -62,7 +63,7 @@ impl Door {
             let name = if n == 1 { wanted.to_owned() } else { format!("{wanted}-{n}") };
             let path = dir.join(format!("{name}.sock"));
             match bind(&path) {
-                Ok((listener, file)) => return Ok(Some(Door { name, listener, file })),
+                Ok((listener, file)) => return Ok(Some(Door { name, listener, file: Remove(file) })),
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse && asked.is_none() => {}
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                     return Err(Failure::new(
@@ -85,9 +86,8 @@ impl Door {
     }
 
     /// Serves until the process ends.
-    pub(crate) async fn serve(mut self, served: Served) {
-        let file = self.file.take();
-        let _file = Remove(file);
+    pub(crate) async fn serve(self, served: Served) {
+        let _file = self.file;
         if self.listener.set_nonblocking(true).is_err() {
             return;
         }
@@ -121,6 +121,7 @@ pub(crate) struct Served {
     pub(crate) describe: Describe,
 }
 
+#[derive(Debug)]
 struct Remove(Option<SocketFile>);
 
 impl Drop for Remove {
