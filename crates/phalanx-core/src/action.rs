@@ -75,7 +75,7 @@ pub enum Action {
         gone: Vec<(Place, u64)>,
     },
     /// Move what waits on a socket to the others and let it go on listening. Nothing has been given to it for
-    /// the last 10 ms.
+    /// the last 10 ms. The answer is [`Primary::handle_rescued`](crate::Primary::handle_rescued).
     Rescue {
         /// Of which group.
         group: SocketId,

@@ -11,12 +11,36 @@ use serde::Serialize;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
+/// The other end of a connection: what tells it from all others of its listener while it is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Peer {
+    /// The client's address.
+    Inet(SocketAddr),
+    /// The inode of our end of a Unix socket: its clients have no names.
+    Unix(u64),
+}
+
+impl Peer {
+    pub(crate) const fn address(self) -> Option<SocketAddr> {
+        match self {
+            Peer::Inet(address) => Some(address),
+            Peer::Unix(_) => None,
+        }
+    }
+}
+
+impl From<SocketAddr> for Peer {
+    fn from(address: SocketAddr) -> Peer {
+        Peer::Inet(address)
+    }
+}
+
 /// A connection that nobody has taken yet.
 #[derive(Debug)]
 pub(crate) struct Connection<C> {
     pub(crate) id: ConnId,
     pub(crate) listener: ListenerId,
-    pub(crate) peer: Option<SocketAddr>,
+    pub(crate) peer: Option<Peer>,
     /// Meant for one worker: it goes to that one or is closed.
     pub(crate) only: Option<WorkerId>,
     /// How many workers have died of it, as far as can be told.
@@ -216,7 +240,10 @@ impl<C> Dispatch<C> {
         let scan = if self.policy.looks_at_peer() { self.pending.len() } else { self.pending.len().min(1) };
         for at in 0..scan {
             let candidates = Candidates { all: &self.candidates, queue_full };
-            let Some(worker) = self.policy.pick(self.pending[at].peer, candidates) else { continue };
+            let Some(worker) = self.policy.pick(self.pending[at].peer.and_then(Peer::address), candidates)
+            else {
+                continue;
+            };
             if !self.candidates.iter().any(|c| c.worker == worker && c.room && c.weight > 0) {
                 continue;
             }

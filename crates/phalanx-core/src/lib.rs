@@ -52,7 +52,7 @@ mod worker;
 
 pub use action::{Action, BindSpec, BoundAddress, SocketKind, Spawn};
 pub use config::{Config, Mechanism, OnHang, PolicyFactory, Replacing, UnknownMechanism, UnknownOnHang};
-pub use dispatch::{Closed, Totals};
+pub use dispatch::{Closed, Peer, Totals};
 pub use event::{Event, ListeningInfo};
 pub use id::{ConnId, Generation, ListenerId, Place, Slot, SocketId, WorkerId};
 pub use lifecycle::{Cause, Ended, Limits, Speaks, State};

@@ -3,14 +3,14 @@
 //! A listener is a set of sockets by worker. Share and hand-off are the cases of one socket for everybody: lent to
 //! the workers, or kept by the primary, which then accepts for them. In steering each has one of its own.
 
-use crate::dispatch::Dispatch;
+use crate::dispatch::{Dispatch, Peer};
 use crate::steer::{Engine, Rule, Steering};
 use crate::wire::{Family, ListenRequest, NewConnectionLine, Seq};
 use crate::{BindSpec, BoundAddress, ListenerId, Mechanism, Policy, Slot, SocketId, WorkerId};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 /// Linux error numbers that core itself answers with.
@@ -86,9 +86,9 @@ pub(crate) struct Listener<C> {
     /// The line that offers one of its connections.
     pub(crate) line: NewConnectionLine,
     /// Taken connections that were open when last looked, by peer; kept for [`Policy::LeastConnections`].
-    pub(crate) open: BTreeMap<SocketAddr, WorkerId>,
-    /// They are to be counted soon.
-    pub(crate) counting: bool,
+    pub(crate) open: BTreeMap<Peer, WorkerId>,
+    /// They were counted lately.
+    pub(crate) counted: bool,
 }
 
 impl<C> Listener<C> {
@@ -125,7 +125,7 @@ impl<C> Listener<C> {
     }
 
     /// A worker has taken a connection from this peer.
-    pub(crate) fn opened(&mut self, peer: SocketAddr, worker: WorkerId) {
+    pub(crate) fn opened(&mut self, peer: Peer, worker: WorkerId) {
         if let Some(former) = self.open.insert(peer, worker) {
             self.dispatch.change_open(former, -1);
         }
@@ -133,7 +133,7 @@ impl<C> Listener<C> {
     }
 
     /// Of all connections that were taken, only those from these peers are open.
-    pub(crate) fn still_open(&mut self, peers: &BTreeSet<SocketAddr>) {
+    pub(crate) fn still_open(&mut self, peers: &BTreeSet<Peer>) {
         let dispatch = &mut self.dispatch;
         self.open.retain(|peer, worker| {
             let open = peers.contains(peer);
@@ -206,7 +206,7 @@ impl<C> ListenTable<C> {
                 starved: None,
                 resting: false,
                 open: BTreeMap::new(),
-                counting: false,
+                counted: false,
             },
         );
         id

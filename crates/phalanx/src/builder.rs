@@ -523,10 +523,10 @@ impl Builder {
         if self.config.mechanism == Mechanism::Share
             && matches!(self.config.policy, Policy::Sticky | Policy::LeastConnections)
         {
-            return Err(Error::Config(
-                "share leaves the choice to the operating system, so it cannot be sticky: use hand-off"
-                    .to_owned(),
-            ));
+            return Err(Error::Config(format!(
+                "share leaves the choice to the operating system, so it cannot be {}: use steer or handoff",
+                self.config.policy
+            )));
         }
         let custom = self.config.policy == Policy::Custom;
         if custom && (self.config.mechanism == Mechanism::Share || self.config.speaks == Speaks::Nothing) {

@@ -2,13 +2,13 @@
 
 use super::seat::{Carry, Receipt};
 use super::{Examined, Primary};
-use crate::dispatch::{Connection, MAX_DEATHS};
+use crate::dispatch::{Connection, MAX_DEATHS, Peer};
 use crate::lifecycle::{Ended, SIGKILL};
+use crate::listen::Listener;
 use crate::timer::Timer;
 use crate::wire::Seq;
 use crate::{Action, ConnId, Event, ListenerId, Mechanism, Policy, SocketId, Time, WorkerId};
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 /// A worker that lost a handle has no descriptors free.
@@ -21,7 +21,7 @@ const COUNT_EVERY: Duration = Duration::from_millis(100);
 
 impl<C> Primary<C> {
     /// A connection was accepted on a socket.
-    pub fn handle_connection(&mut self, socket: SocketId, peer: Option<SocketAddr>, carry: C) {
+    pub fn handle_connection(&mut self, socket: SocketId, peer: Option<Peer>, carry: C) {
         let Some(listener) = self.listeners.by_socket(socket) else { return };
         let connection = self.new_connection(listener, peer, None, carry);
         let Some(entry) = self.listeners.get_mut(listener) else { return };
@@ -32,7 +32,13 @@ impl<C> Primary<C> {
         if entry.dispatch.is_full() {
             entry.paused = true;
         }
-        self.pump(listener);
+        // Some of those that were open when last counted may have ended since. It waits for the answer.
+        let least = entry.policy == Policy::LeastConnections;
+        if least && !entry.open.is_empty() && !std::mem::replace(&mut entry.counted, true) {
+            self.actions.push_back(Action::Count { socket });
+        } else {
+            self.pump(listener);
+        }
     }
 
     /// Accepting on a socket failed for lack of descriptors or memory. It rests a while: level-triggered
@@ -82,7 +88,7 @@ impl<C> Primary<C> {
     fn new_connection(
         &mut self,
         listener: ListenerId,
-        peer: Option<SocketAddr>,
+        peer: Option<Peer>,
         only: Option<WorkerId>,
         carry: C,
     ) -> Connection<C> {
@@ -162,7 +168,7 @@ impl<C> Primary<C> {
                     && let Some(peer) = connection.peer
                 {
                     listener.opened(peer, worker);
-                    if !std::mem::replace(&mut listener.counting, true) {
+                    if !self.timers.is_set(Timer::Count(connection.listener)) {
                         self.timers.set(Timer::Count(connection.listener), now + COUNT_EVERY);
                     }
                 }
@@ -256,19 +262,30 @@ impl<C> Primary<C> {
         }
     }
 
-    pub(super) fn count(&mut self, id: ListenerId) {
+    /// The last count is old: the next connection asks for another.
+    pub(super) fn count_again(&mut self, id: ListenerId) {
         if let Some(listener) = self.listeners.get_mut(id) {
-            listener.counting = false;
-            self.actions.push_back(Action::Count { socket: listener.socket });
+            listener.counted = false;
         }
     }
 
+    /// Listeners whose open connections the primary counts for itself, for a driver that wants to do so now.
+    pub fn counted(&self) -> impl Iterator<Item = SocketId> + '_ {
+        let counts = |listener: &&Listener<C>| {
+            listener.mechanism == Mechanism::Handoff && listener.policy == Policy::LeastConnections
+        };
+        self.listeners.iter().map(|(_, listener)| listener).filter(counts).map(|listener| listener.socket)
+    }
+
     /// The answer to [`Action::Count`] for a listener that is not steered: the peers of all its connections that
-    /// are open.
-    pub fn handle_peers(&mut self, socket: SocketId, open: &BTreeSet<SocketAddr>) {
+    /// are open; `None` if that cannot be told.
+    pub fn handle_peers(&mut self, socket: SocketId, open: Option<&BTreeSet<Peer>>) {
         let Some(id) = self.listeners.by_socket(socket) else { return };
         let Some(listener) = self.listeners.get_mut(id) else { return };
-        listener.still_open(open);
+        if let Some(open) = open {
+            listener.still_open(open);
+        }
+        self.pump(id);
     }
 
     /// Tells the driver to accept or not, when that has changed.

@@ -387,18 +387,23 @@ impl<C> Primary<C> {
             fd: request.fd,
         };
         self.events.push_back(Event::Listening { worker, info });
-        // Its own listen() may have made the backlog of the socket that it was lent smaller (DEC-09).
+        self.restore_backlogs(worker);
+        self.accepts(now, worker);
+    }
+
+    /// A worker's own listen() may have made the backlog of the socket that it was lent smaller (DEC-09).
+    pub(super) fn restore_backlogs(&mut self, worker: WorkerId) {
+        let plain = matches!(self.config.speaks, Speaks::Perhaps | Speaks::Nothing);
         for (_, listener) in self.listeners.iter() {
             if matches!(listener.mechanism, Mechanism::Share | Mechanism::Steer)
                 && listener.spec.is_stream()
                 && listener.is_bound()
-                && listener.dispatch.holds(worker)
+                && (listener.dispatch.holds(worker) || plain && listener.name.is_some())
             {
                 let backlog = listener.backlog;
                 self.actions.push_back(Action::Listen { socket: listener.lend(worker), backlog });
             }
         }
-        self.accepts(now, worker);
     }
 
     /// A worker closed a server. An unknown key is normal: it may have been taken off before it said so.

@@ -145,7 +145,7 @@ impl<C> Primary<C> {
                 Timer::Shutdown => self.delay_over(now),
                 Timer::Steer(listener) => self.look(now, listener),
                 Timer::Guard(listener) => self.guard(now, listener),
-                Timer::Count(listener) => self.count(listener),
+                Timer::Count(listener) => self.count_again(listener),
             }
         }
     }

@@ -31,6 +31,7 @@ impl<C> Primary<C> {
     pub fn handle_waits(&mut self, now: Time, worker: WorkerId) {
         if let Some(seat) = self.seats.get_mut(&worker) {
             seat.waits = true;
+            self.restore_backlogs(worker);
             self.accepts(now, worker);
             self.apply(now, worker, Input::Accepts);
             self.consider(now, worker);

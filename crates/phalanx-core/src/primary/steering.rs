@@ -187,6 +187,14 @@ impl<C> Primary<C> {
         }
     }
 
+    /// The answer to [`Action::Rescue`]: how many were moved.
+    pub fn handle_rescued(&mut self, group: SocketId, socket: SocketId, moved: u64) {
+        let listener = self.listeners.by_socket(group).and_then(|id| self.listeners.get_mut(id));
+        if let Some(steering) = listener.and_then(|listener| listener.steering.as_mut()) {
+            steering.rescued(socket, moved);
+        }
+    }
+
     pub(super) fn guard(&mut self, now: Time, id: ListenerId) {
         let Some(listener) = self.listeners.get(id) else { return };
         self.actions.push_back(Action::Guard { group: listener.socket });

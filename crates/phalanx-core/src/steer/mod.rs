@@ -95,8 +95,6 @@ struct Member {
     /// Connections that were moved away.
     moved_out: u64,
     facts: PlaceFacts,
-    /// What waited was moved since the last look: what is missing was not taken.
-    moved: bool,
     /// It has taken nothing since then although connections waited.
     waiting_since: Option<Time>,
     hung: bool,
@@ -188,7 +186,6 @@ impl Steering {
             taken: 0,
             moved_out: 0,
             facts: PlaceFacts::new(place),
-            moved: false,
             waiting_since: None,
             hung: false,
             rests: 0,
@@ -262,18 +259,23 @@ impl Steering {
         let graces = self.members.values().filter_map(|member| member.grace);
         // Counted from the last look, so that nothing can put it off for ever.
         let soon = self.pause(now).map(|pause| self.looked_at + pause);
-        let park = self.served_since.filter(|_| self.totals.park_queued > 0).map(|since| since + SETTLE);
+        // Whoever came while nobody could be chosen waits in park, and nobody else tells of them.
+        let park = self
+            .served_since
+            .map(|since| since + SETTLE)
+            .filter(|settled| self.totals.park_queued > 0 || self.looked_at < *settled);
         standing.chain(graces).chain(soon).chain(park).min()
     }
 
     /// How long after the last look the next one is wanted; `None` while nobody waits and somebody watches.
     fn pause(&self, now: Time) -> Option<Duration> {
         let stirred = !self.watching && self.served_since.is_some();
-        let first = (stirred || self.budget_looks > 0).then_some(self.lag_after);
+        let shortest = self.lag_after.min(LONGEST_PAUSE);
+        let first = (stirred || self.budget_looks > 0).then_some(shortest);
         let waiting = self.members.values().filter(|member| member.facts.queued > 0).map(|member| {
             // Who has been stuck for long is looked at less often.
             let waited = member.waiting_since.map_or(Duration::ZERO, |since| now.since(since));
-            (waited / 8).clamp(self.lag_after, LONGEST_PAUSE.max(self.lag_after))
+            (waited / 8).clamp(shortest, LONGEST_PAUSE)
         });
         waiting.chain(first).min()
     }
@@ -380,6 +382,7 @@ impl Steering {
         // A machine that is too busy holds up all alike: then nothing is won by moving.
         let takes = |place: &Place, member: &Member| {
             member.standing == Standing::Serving
+                && self.weight(member.slot) > 0
                 && (member.facts.queued == 0 || took.get(place).is_some_and(|took| *took > 0))
         };
         let somebody_takes =
@@ -424,7 +427,6 @@ impl Steering {
             match member.standing {
                 Standing::Settling { at } if at <= now => {
                     wishes.push(Wish::Rescue { socket: member.socket, place });
-                    member.moved = true;
                     moved = true;
                     let rest = self.lag_after.saturating_mul(1 << member.rests.min(6));
                     member.rests += 1;
@@ -436,7 +438,6 @@ impl Steering {
                         Engine::Exact => wishes.push(Wish::Rescue { socket: member.socket, place }),
                         Engine::Even => wishes.push(Wish::Drain { socket: member.socket }),
                     }
-                    member.moved = true;
                     moved = true;
                     member.standing = member.standing.on(now, Input::Moved(now + SETTLE));
                 }
@@ -448,13 +449,13 @@ impl Steering {
                         wishes.push(Wish::Drain { socket: member.socket });
                     }
                     wishes.push(Wish::Part { socket: member.socket, place });
+                    member.moved_out += u64::from(member.facts.queued);
                     moved |= member.facts.queued > 0;
                     over.push(place);
                 }
                 // Somebody has shut it down; its worker would wait on it for ever.
                 Standing::Serving | Standing::Trial if !member.facts.listening => {
                     wishes.push(Wish::Rescue { socket: member.socket, place });
-                    member.moved = true;
                     moved = true;
                 }
                 Standing::Joined
@@ -546,6 +547,13 @@ impl Steering {
         }
         if !budgets.is_empty() {
             wishes.push(Wish::Budgets(budgets));
+        }
+    }
+
+    /// So many that waited there were moved to others.
+    pub(crate) fn rescued(&mut self, socket: SocketId, moved: u64) {
+        if let Some(member) = self.members.values_mut().find(|member| member.socket == socket) {
+            member.moved_out += moved;
         }
     }
 
@@ -665,10 +673,6 @@ impl Member {
         let taken = arrived.saturating_sub(self.moved_out + u64::from(facts.queued));
         let before = self.facts;
         self.facts = *facts;
-        if std::mem::take(&mut self.moved) {
-            self.moved_out += taken.saturating_sub(self.taken);
-            return 0;
-        }
         // `taken` never counts too few: if it stands still, nothing was taken.
         let took = taken.saturating_sub(self.taken);
         self.taken = self.taken.max(taken);

@@ -137,7 +137,7 @@ impl Stage {
         let socket = self.socket_at(port).expect("refused");
         assert!(self.sockets[&socket].accepting, "it waits in the backlog");
         let peer = SocketAddr::from(([127, 0, 0, 1], 50_000));
-        self.primary.handle_connection(socket, Some(peer), id);
+        self.primary.handle_connection(socket, Some(peer.into()), id);
         self.drive();
         id
     }

@@ -432,7 +432,7 @@ impl World {
                 if self.dice.percent(self.faults.starve) {
                     self.primary.handle_starved(self.now, socket);
                 } else if let Some((peer, conn)) = self.backlog.pop_front() {
-                    self.primary.handle_connection(socket, Some(peer), conn);
+                    self.primary.handle_connection(socket, Some(peer.into()), conn);
                 }
             }
         }

@@ -142,7 +142,7 @@ impl Kernel {
         }
     }
 
-    pub(crate) fn rescue(&mut self, socket: Option<SocketId>) {
+    pub(crate) fn rescue(&mut self, socket: Option<SocketId>) -> u64 {
         let moved = match socket {
             Some(socket) => {
                 let socket = self.sockets.get_mut(&socket).expect("a socket that exists");
@@ -156,9 +156,11 @@ impl Kernel {
                 std::mem::take(&mut self.park)
             }
         };
+        let count = moved.len() as u64;
         for conn in moved {
             self.arrive(conn, true);
         }
+        count
     }
 
     pub(crate) fn part(&mut self, socket: SocketId, closing: bool) {

@@ -259,7 +259,10 @@ impl World {
             Action::Gone { gone, .. } => {
                 gone.into_iter().for_each(|(place, gone)| self.kernel.set_gone(place, gone));
             }
-            Action::Rescue { socket, place, .. } => self.kernel.rescue(place.map(|_| socket)),
+            Action::Rescue { group, socket, place, .. } => {
+                let moved = self.kernel.rescue(place.map(|_| socket));
+                self.primary.handle_rescued(group, socket, moved);
+            }
             Action::Part { socket, .. } => self.kernel.part(socket, self.primary.status(self.now).stopping),
             Action::Poke { .. } | Action::Listen { .. } | Action::Accept { .. } => {}
             Action::WatchQueues { .. } => self.kernel.watch(),

@@ -340,6 +340,10 @@ impl Driver {
         for group in groups {
             self.look(group, &[]);
         }
+        let counted: Vec<SocketId> = self.core.counted().collect();
+        for socket in counted {
+            self.count(socket);
+        }
         self.drive();
         let mut status = self.core.status(self.now());
         for worker in &mut status.workers {

@@ -1,6 +1,6 @@
 //! Sockets that the primary holds.
 
-use phalanx_core::{BindSpec, BoundAddress, SocketKind};
+use phalanx_core::{BindSpec, BoundAddress, Peer, SocketKind};
 use phalanx_os::{Address, Bound, LocalAddress, SocketFile, conn, listener, steer};
 use std::collections::BTreeSet;
 use std::io;
@@ -70,11 +70,17 @@ fn inherit(index: u32, inherited: &[Arc<OwnedFd>]) -> io::Result<Bound> {
     Ok(Bound { fd, local, file: None })
 }
 
-/// The peers of all connections that some process has accepted from this listener and that are open.
-pub(super) fn open_peers(listener: &OwnedFd) -> io::Result<BTreeSet<SocketAddr>> {
+/// What tells a connection from others.
+pub(super) fn peer_of(peer: Option<SocketAddr>, connection: &OwnedFd) -> Option<Peer> {
+    peer.map(Peer::Inet).or_else(|| conn::inode(connection).ok().map(Peer::Unix))
+}
+
+/// The peers of all connections that some process has accepted from this listener and that are open; and of
+/// others as well, if it is a Unix socket.
+pub(super) fn open_peers(listener: &OwnedFd) -> io::Result<BTreeSet<Peer>> {
     let LocalAddress::Inet(address) = listener::local_address(listener)? else {
-        return Err(io::ErrorKind::Unsupported.into());
+        return Ok(conn::unix_inodes()?.into_iter().map(Peer::Unix).collect());
     };
     let all = steer::diag::connections(address.port())?;
-    Ok(all.into_iter().filter(steer::diag::Connection::is_open).map(|each| each.peer).collect())
+    Ok(all.into_iter().filter(steer::diag::Connection::is_open).map(|each| each.peer.into()).collect())
 }

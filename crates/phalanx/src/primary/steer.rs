@@ -145,7 +145,24 @@ impl Steered {
         }
     }
 
-    pub(super) fn rescue(&mut self, place: Option<Place>, backlog: u32) -> io::Result<()> {
+    /// Returns how many were moved: the kernel does it before the call returns.
+    pub(super) fn rescue(&mut self, place: Option<Place>, backlog: u32) -> io::Result<u64> {
+        let before = self.moved();
+        self.flush(place, backlog)?;
+        Ok(self.moved() - before)
+    }
+
+    fn moved(&self) -> u64 {
+        match &self.chooser {
+            Chooser::Exact(exact) => {
+                let members = self.members.keys().map(|&place| exact.counts(place).moved_in);
+                members.sum::<u64>() + exact.totals().parked
+            }
+            Chooser::Even(_) => 0,
+        }
+    }
+
+    fn flush(&mut self, place: Option<Place>, backlog: u32) -> io::Result<()> {
         let Some(Place(place)) = place else {
             steer::flush(self.group.park(), backlog)?;
             return match (&self.chooser, self.members.values().next()) {
@@ -354,8 +371,13 @@ impl Driver {
                     Ok(())
                 });
             }
-            Action::Rescue { group, place, backlog, .. } => {
-                self.steered(group, |steered| steered.rescue(place, backlog));
+            Action::Rescue { group, socket, place, backlog } => {
+                let mut moved = 0;
+                self.steered(group, |steered| {
+                    moved = steered.rescue(place, backlog)?;
+                    Ok(())
+                });
+                self.core.handle_rescued(group, socket, moved);
             }
             Action::Drain { group, socket } => self.drain(group, socket),
             Action::Poke { sockets } => {
@@ -409,11 +431,11 @@ impl Driver {
     fn drain(&mut self, group: SocketId, socket: SocketId) {
         let (Some(steered), Some(door)) = (self.groups.get(&group), self.doors.get(&socket)) else { return };
         for (connection, peer) in steered.drain(&door.socket.fd) {
-            self.core.handle_connection(group, peer, connection);
+            self.core.handle_connection(group, peer.map(Into::into), connection);
         }
     }
 
-    fn count(&mut self, socket: SocketId) {
+    pub(super) fn count(&mut self, socket: SocketId) {
         if let Some(steered) = self.groups.get(&socket) {
             match steered.count() {
                 Ok(counted) => {
@@ -423,10 +445,11 @@ impl Driver {
                 Err(error) => tracing::debug!(%error, "cannot count open connections"),
             }
         } else if let Some(door) = self.doors.get(&socket) {
-            match sockets::open_peers(door.socket.fd.as_ref()) {
-                Ok(open) => self.core.handle_peers(socket, &open),
-                Err(error) => tracing::debug!(%error, "cannot count open connections"),
+            let open = sockets::open_peers(door.socket.fd.as_ref());
+            if let Err(error) = &open {
+                tracing::debug!(%error, "cannot count open connections");
             }
+            self.core.handle_peers(socket, open.ok().as_ref());
         }
     }
 }

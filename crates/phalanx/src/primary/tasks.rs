@@ -2,6 +2,7 @@
 
 use super::driver::Driver;
 use super::output::Pipe;
+use super::sockets;
 use crate::watch::watch;
 use phalanx_core::{SocketId, WorkerId};
 use phalanx_os::steer::Watch;
@@ -147,6 +148,7 @@ pub(super) async fn accept(driver: Weak<RefCell<Driver>>, socket: SocketId, fd: 
             match listener::accept(door.get_ref().as_ref()) {
                 Ok((connection, peer)) => {
                     let still = enter(&driver, |driver| {
+                        let peer = sockets::peer_of(peer, &connection);
                         driver.core.handle_connection(socket, peer, connection);
                         // What follows may be to stop accepting: that must be known before the next accept.
                         driver.drive();
