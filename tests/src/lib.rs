@@ -3,6 +3,7 @@
 //! - [`load`]: a client that accounts for every connection it makes;
 //! - [`network`]: networks of a test's own, and floods and scans in them;
 //! - [`process`]: programs under test, what they print, and how they must end;
+//! - [`steering`]: clusters of each kind of worker, in which the kernel chooses;
 //! - [`budget`]: what is lost when things go wrong;
 //! - [`lab`]: the foreign programs (Node in several versions, uvicorn) and our fixtures.
 //!
@@ -15,3 +16,4 @@ pub mod load;
 pub mod network;
 pub mod process;
 pub mod raw;
+pub mod steering;

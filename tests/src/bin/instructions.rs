@@ -133,7 +133,7 @@ impl Cluster {
         let peer = Some(SocketAddr::from(([127, 0, 0, 1], 40_000)));
         let mut answer = Vec::with_capacity(256);
         for n in 0..times {
-            self.primary.handle_connection(self.socket, peer, n);
+            self.primary.handle_connection(self.socket, peer.map(Into::into), n);
             let mut to = None;
             while let Some(action) = self.primary.poll_action() {
                 let Action::Flush { worker } = action else { continue };
