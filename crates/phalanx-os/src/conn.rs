@@ -4,7 +4,6 @@ use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::OFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 
 use crate::{fd, sockopt as rawopt};
@@ -160,14 +159,7 @@ pub fn unix_inodes() -> io::Result<HashSet<u64>> {
 /// # Errors
 /// None is expected for a socket or pipe.
 pub fn set_nonblocking(fd: impl AsFd, on: bool) -> io::Result<()> {
-    let fd = fd.as_fd();
-    let old = rustix::fs::fcntl_getfl(fd)?;
-    let mut new = old;
-    new.set(OFlags::NONBLOCK, on);
-    if new != old {
-        rustix::fs::fcntl_setfl(fd, new)?;
-    }
-    Ok(())
+    Ok(rustix::io::ioctl_fionbio(fd, on)?)
 }
 
 /// A connected pair of `AF_UNIX` stream sockets, both non-blocking and close-on-exec.

@@ -62,6 +62,16 @@ impl TcpListener {
     }
 
     fn next(&self) -> Option<io::Result<(TcpStream, SocketAddr)>> {
+        // Under load there is always one: then nobody needs to be asked to wait for it.
+        if let Some(accepted) = self.0.try_accept() {
+            match accepted.map(std_stream) {
+                Ok(Some((stream, peer))) => {
+                    return Some(conn::set_nonblocking(&stream, false).map(|()| (stream, peer)));
+                }
+                Ok(None) => {}
+                Err(error) => return Some(Err(error)),
+            }
+        }
         let mut draining = crate::drain::current();
         loop {
             let mut accept = pin!(self.0.accept());

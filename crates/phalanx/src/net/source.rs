@@ -226,12 +226,19 @@ struct Handed {
 }
 
 impl Handed {
-    fn poll_take(&self, cx: &Context<'_>) -> Poll<OwnedFd> {
-        self.queue.poll_take(cx).map(|connection| {
+    fn poll_take(&self, cx: &Context<'_>) -> Poll<Arrived> {
+        self.queue.poll_take(cx).map(|fd| {
             self.ticket.taken();
-            connection
+            Arrived { fd, peer: None }
         })
     }
+}
+
+/// A connection, and its peer where the kernel said so in passing.
+#[derive(Debug)]
+pub(crate) struct Arrived {
+    pub(crate) fd: OwnedFd,
+    pub(crate) peer: Option<SocketAddr>,
 }
 
 /// What accepts, whatever the family.
@@ -267,7 +274,7 @@ impl Source {
     }
 
     /// The next connection: close-on-exec, non-blocking. Pending for ever once draining has begun.
-    pub(crate) fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<OwnedFd>> {
+    pub(crate) fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Arrived>> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         if crate::drain::begun() {
             return Poll::Pending;
@@ -289,8 +296,17 @@ impl Source {
         }
     }
 
+    /// A connection that waits at a socket of ours, without a look at the runtime. `None`: none does, or draining
+    /// has begun.
+    pub(crate) fn try_accept(&self) -> Option<io::Result<Arrived>> {
+        let (socket, handed) = self.parts();
+        // What was handed over has waited before.
+        let first = handed.is_none_or(|handed| handed.queue.is_empty()) && !crate::drain::begun();
+        accept(socket.filter(|_| first)?)
+    }
+
     /// As [`poll_accept`](Self::poll_accept), for any number of tasks.
-    pub(crate) async fn accept(&self) -> io::Result<OwnedFd> {
+    pub(crate) async fn accept(&self) -> io::Result<Arrived> {
         let (socket, handed) = self.parts();
         let mut from_socket = pin!(async {
             let Some(socket) = socket else { return std::future::pending().await };
@@ -319,10 +335,10 @@ impl Source {
 }
 
 /// `None`: there is none. A connection that broke is passed over.
-fn accept(socket: &AsyncFd<OwnedFd>) -> Option<io::Result<OwnedFd>> {
+fn accept(socket: &AsyncFd<OwnedFd>) -> Option<io::Result<Arrived>> {
     loop {
         return match listener::accept(socket.get_ref().as_fd()) {
-            Ok((connection, _)) => Some(Ok(connection)),
+            Ok((fd, peer)) => Some(Ok(Arrived { fd, peer })),
             Err(AcceptError::WouldBlock) => None,
             Err(AcceptError::Connection(_)) => continue,
             Err(AcceptError::OutOfResources(error) | AcceptError::Listener(error)) => Some(Err(error)),

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -11,7 +10,7 @@ use serde_json::Value;
 use tokio::net::{TcpStream, ToSocketAddrs, lookup_host};
 
 use super::ListenOptions;
-use super::source::{Source, Wanted, open, open_first};
+use super::source::{Arrived, Source, Wanted, open, open_first};
 
 /// As [`tokio::net::TcpListener`], in a worker and alone.
 ///
@@ -106,9 +105,9 @@ impl futures_core::Stream for TcpIncoming {
 }
 
 /// `None` for a connection that is gone already.
-pub(super) fn std_stream(connection: OwnedFd) -> Option<(std::net::TcpStream, SocketAddr)> {
-    let stream = std::net::TcpStream::from(connection);
-    let peer = match stream.peer_addr() {
+pub(super) fn std_stream(Arrived { fd, peer }: Arrived) -> Option<(std::net::TcpStream, SocketAddr)> {
+    let stream = std::net::TcpStream::from(fd);
+    let peer = match peer.map_or_else(|| stream.peer_addr(), Ok) {
         Ok(peer) => peer,
         // Addressed to this very worker by its primary: one end of a socket pair, which has no address.
         Err(_) if conn::kind(&stream) == SocketKind::UnixStream => {
@@ -119,7 +118,7 @@ pub(super) fn std_stream(connection: OwnedFd) -> Option<(std::net::TcpStream, So
     Some((stream, peer))
 }
 
-fn stream(connection: OwnedFd) -> io::Result<Option<(TcpStream, SocketAddr)>> {
+fn stream(connection: Arrived) -> io::Result<Option<(TcpStream, SocketAddr)>> {
     let Some((stream, peer)) = std_stream(connection) else { return Ok(None) };
     Ok(Some((TcpStream::from_std(stream)?, peer)))
 }

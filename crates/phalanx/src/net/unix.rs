@@ -1,7 +1,6 @@
 //! Unix stream sockets.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -10,7 +9,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::SocketAddr;
 
 use super::ListenOptions;
-use super::source::{Source, Wanted, open};
+use super::source::{Arrived, Source, Wanted, open};
 
 /// As [`tokio::net::UnixListener`], in a worker and alone; see [`TcpListener`](super::TcpListener).
 ///
@@ -93,8 +92,8 @@ impl futures_core::Stream for UnixIncoming {
     }
 }
 
-fn stream(connection: OwnedFd) -> io::Result<Option<(UnixStream, SocketAddr)>> {
-    let stream = std::os::unix::net::UnixStream::from(connection);
+fn stream(connection: Arrived) -> io::Result<Option<(UnixStream, SocketAddr)>> {
+    let stream = std::os::unix::net::UnixStream::from(connection.fd);
     let Ok(peer) = stream.peer_addr() else { return Ok(None) };
     Ok(Some((UnixStream::from_std(stream)?, peer.into())))
 }

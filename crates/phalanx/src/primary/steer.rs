@@ -205,6 +205,10 @@ impl Steered {
 
     /// What waits there, for whoever accepts it by hand.
     pub(super) fn drain(&self, fd: &OwnedFd) -> Vec<(OwnedFd, Option<SocketAddr>)> {
+        // Whether it blocks is the same for everybody who holds it, and its worker may have wanted it to.
+        if conn::set_nonblocking(fd, true).is_err() {
+            return Vec::new();
+        }
         std::iter::from_fn(|| listener::accept(fd).ok()).collect()
     }
 
