@@ -16,11 +16,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use phalanx_core::{BoundAddress, Hurry, Slot, Speaks, State, Status, WorkerStatus};
+use phalanx_core::{BoundAddress, Generation, Hurry, Slot, Speaks, State, Status, WorkerStatus};
 
 use crate::builder::{Builder, Cluster as Description, Count};
 use crate::event::Event;
-use crate::primary::Primary;
+use crate::primary::{Primary, ReloadError};
 use crate::worker::background::{self, block_on};
 
 /// A broken service must not hold up a test run for ever.
@@ -182,6 +182,21 @@ impl Running {
         let up = |worker: &&WorkerStatus| here(worker) && worker.id > victim.id && worker.state == self.until;
         let status = self.wait("a successor is up", |status| status.workers.iter().any(|worker| up(&worker)));
         status.workers.iter().find(up).map(|worker| worker.pid).expect("there was one")
+    }
+
+    /// Replaces every worker by a new one, as a deploy would, and waits until that is done.
+    ///
+    /// # Errors
+    /// Why the new ones cannot serve, with what they printed last; the old ones serve on.
+    ///
+    /// # Panics
+    /// After a minute.
+    #[track_caller]
+    pub fn reload(&self) -> Result<Generation, ReloadError> {
+        match in_time(self.primary().reload()) {
+            Some(outcome) => outcome,
+            None => panic!("the reload takes too long: {:?}", self.status()),
+        }
     }
 
     /// Waits for a fact; it is looked at whenever something happens.

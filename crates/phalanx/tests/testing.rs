@@ -43,6 +43,33 @@ fn a_service_is_tested_as_a_cluster() {
 }
 
 #[test]
+fn a_deploy_is_tested_too() {
+    let cluster = Cluster::new(example("axum")).workers(2).env("PORT", "0").start();
+    let pids = |cluster: &phalanx::testing::Running| -> Vec<u32> {
+        cluster.status().workers.iter().map(|worker| worker.pid).collect()
+    };
+    let before = pids(&cluster);
+    assert_eq!(cluster.reload().expect("the same program").0, 2);
+    let after = pids(&cluster);
+    assert!(after.len() == 2 && after.iter().all(|pid| !before.contains(pid)));
+    // Another program, which ends at once.
+    let broken = cluster.primary().reload_with(phalanx::Cluster::builder().exec("false"));
+    let error = broken.wait().expect_err("it cannot serve").to_string();
+    assert!(error.contains("exit code 1"), "{error}");
+    assert_eq!(pids(&cluster), after);
+    // One that is not there.
+    let missing = cluster.primary().reload_with(phalanx::Cluster::builder().exec("no-such-program"));
+    assert!(missing.wait().is_err());
+    assert_eq!(cluster.primary().scale(3), Some(3));
+    cluster.wait("three are ready", |status| status.ready == 3);
+    assert_eq!(cluster.primary().scale_by(-2), Some(1));
+    cluster.wait("one is left", |status| status.workers.len() == 1);
+    assert!(cluster.primary().restart(Slot(0)) && !cluster.primary().restart(Slot(7)));
+    cluster
+        .wait("it is another", |status| status.workers.len() == 1 && !after.contains(&status.workers[0].pid));
+}
+
+#[test]
 fn it_can_be_used_in_a_runtime() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {

@@ -19,7 +19,7 @@ pub(crate) const MAX: usize = 1 << 20;
 pub(crate) const PORT: i32 = 8000;
 
 /// What may go wrong, in percent.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Faults {
     pub(crate) refuse: usize,
     pub(crate) block: usize,

@@ -154,8 +154,8 @@ impl Primary {
         self.reloading(None)
     }
 
-    /// The same, with the program, arguments, variables, directory, user and configuration described anew. The
-    /// listeners, the policy and the times stay as they are.
+    /// The same, with the program, arguments, variables, directory, user and configuration described anew. All
+    /// else stays as it is: listeners, policy, channel, output, and the times and limits of workers' lives.
     pub fn reload_with(&self, described: Builder) -> Reload {
         self.reloading(Some(described))
     }

@@ -1,7 +1,7 @@
 //! A reload under way, and what became of it.
 
 use super::driver::Driver;
-use super::program::Program;
+use super::program::{Description, Program};
 use crate::builder::Builder;
 use crate::error::Error;
 use phalanx_core::{Aborted, Generation, Refused};
@@ -81,7 +81,14 @@ impl Driver {
         let description = match described {
             Some(mut builder) => match builder.take_error() {
                 Some(error) => return Err(error.into()),
-                None => super::program::Description::of(&mut builder)?,
+                // What the cluster itself relies on stays.
+                None => Description {
+                    stdout: self.latest.is.stdout.clone(),
+                    stderr: self.latest.is.stderr.clone(),
+                    speaks: self.latest.is.speaks,
+                    orphans: self.latest.is.orphans,
+                    ..Description::of(&mut builder)?
+                },
             },
             None => self.latest.is.clone(),
         };
