@@ -14,7 +14,8 @@ use std::str::FromStr;
 pub enum Ready {
     /// By kind. With a channel: it is online and listens on all that the worker before it listens on; the first
     /// of its kind, on what is configured. Without: the kernel shows it waiting on the sockets that it was
-    /// lent; if there are none, it runs.
+    /// lent; if there are none, it runs, and that it ends at once is found out only afterwards: `Notify` is better
+    /// for a program that serves nobody.
     #[default]
     Auto,
     /// It is online; without a channel, it runs.
