@@ -178,6 +178,12 @@ impl<C> Worker<C> {
         listen
     }
 
+    /// Whether this is the port that was asked for, or any was. A primary may grant another one: then somebody else
+    /// has it (WIRE-16).
+    pub fn is_right_port(&self, listen: Listen, port: u16) -> bool {
+        self.stubs.get(&listen).is_none_or(|(request, _)| is_right_port(request, port))
+    }
+
     /// The listener is ready, with its real port (−1: a Unix socket). The primary announces it.
     pub fn listening(&mut self, listen: Listen, port: Option<i32>) {
         if let Some((request, Stub::Held(_))) = self.stubs.get(&listen) {
@@ -351,6 +357,13 @@ impl<C> Worker<C> {
                 self.say(&Message::Close { key });
             }
             (Stub::Forsaken(_), Err(_)) => self.release_index(&request),
+            (Stub::Asked(_) | Stub::Held(_), Ok(key))
+                if reply.sockname.as_ref().is_some_and(|name| !is_right_port(&request, name.port)) =>
+            {
+                self.release_index(&request);
+                self.say(&Message::Close { key });
+                self.events.push_back(WorkerEvent::Refused { listen, errno: EADDRINUSE });
+            }
             (Stub::Asked(_) | Stub::Held(_), Ok(key)) => {
                 self.stubs.insert(listen, (request, Stub::Held(key)));
                 self.events.push_back(match handle {
@@ -402,6 +415,11 @@ impl<C> Worker<C> {
 }
 
 const EINVAL: i32 = 22;
+const EADDRINUSE: i32 = 98;
+
+fn is_right_port(request: &ListenRequest, port: u16) -> bool {
+    request.port.is_none_or(|wanted| wanted <= 0 || wanted == i32::from(port))
+}
 
 /// What requests are counted by: the key without the index.
 fn address_of(request: &ListenRequest) -> String {

@@ -94,6 +94,24 @@ fn a_failure_is_told_and_asking_again_is_as_if_it_had_not_been() {
 }
 
 #[test]
+fn another_port_than_the_one_asked_for_is_a_failure() {
+    let mut end = End::new();
+    let (listen, seq) = end.asks(777);
+    end.granted(seq, "k");
+    match end.0.poll_event() {
+        Some(WorkerEvent::Refused { listen: refused, errno: 98 }) => assert_eq!(refused, listen),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(end.said()[0]["act"], "close");
+    let (listen, _) = end.asks(777);
+    assert!(end.0.is_right_port(listen, 777) && !end.0.is_right_port(listen, 4242));
+    let (listen, seq) = end.asks(0);
+    end.granted(seq, "k");
+    assert!(matches!(end.0.poll_event(), Some(WorkerEvent::Granted { .. })));
+    assert!(end.0.is_right_port(listen, 4242), "any port was asked for");
+}
+
+#[test]
 fn closing_twice_is_closing_once() {
     let mut end = End::new();
     let (listen, seq) = end.asks(8000);

@@ -16,6 +16,9 @@ pub struct ListenOptions {
     pub policy: Option<Policy>,
     /// Permission bits of the file of a Unix socket.
     pub unix_mode: Option<u32>,
+    /// In a worker: a socket of this worker's own, that no other shares and the primary does not know. Port 0 is then
+    /// another one in each worker, and a port can be had by one of them.
+    pub exclusive: bool,
     /// Anything; what the first worker brings is given to all that share the address.
     pub data: Option<Value>,
 }
@@ -52,6 +55,13 @@ impl ListenOptions {
     #[must_use]
     pub fn unix_mode(mut self, mode: u32) -> Self {
         self.unix_mode = Some(mode);
+        self
+    }
+
+    /// Sets [`exclusive`](Self::exclusive).
+    #[must_use]
+    pub fn exclusive(mut self, exclusive: bool) -> Self {
+        self.exclusive = exclusive;
         self
     }
 

@@ -148,7 +148,9 @@ impl Wanted<'_> {
 /// From the primary, or a service manager, or by ourselves. With `socket`, the socket itself and nothing else
 /// will do.
 pub(crate) async fn open(wanted: Wanted<'_>, options: &ListenOptions, socket: bool) -> io::Result<Opened> {
-    if let Some(worker) = worker::worker()? {
+    if let Some(worker) = worker::worker()?
+        && !options.exclusive
+    {
         return ask(&worker, wanted, options, socket).await;
     }
     let socket = match wanted.inherited()? {

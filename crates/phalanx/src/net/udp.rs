@@ -23,8 +23,16 @@ impl UdpSocket {
     /// # Errors
     /// As [`tokio::net::UdpSocket::bind`]; in a worker, what the primary met.
     pub async fn bind(addr: impl ToSocketAddrs) -> io::Result<Self> {
+        Self::bind_with(addr, ListenOptions::default()).await
+    }
+
+    /// As [`bind`](Self::bind), with options.
+    ///
+    /// # Errors
+    /// As [`bind`](Self::bind).
+    pub async fn bind_with(addr: impl ToSocketAddrs, options: ListenOptions) -> io::Result<Self> {
         let addresses: Vec<SocketAddr> = lookup_host(addr).await?.collect();
-        let opened = open_first(addresses, Wanted::Udp, &ListenOptions::default(), false).await?;
+        let opened = open_first(addresses, Wanted::Udp, &options, false).await?;
         let socket = opened.socket.ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))?;
         let socket = tokio::net::UdpSocket::from_std(socket.into())?;
         Ok(Self { socket, _ticket: opened.handed.map(|(_, ticket)| ticket) })

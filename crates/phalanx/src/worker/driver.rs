@@ -34,6 +34,7 @@ const EARLY_MESSAGES: usize = 1024;
 /// Reads at a stretch, so that a talkative primary does not keep commands waiting.
 const READS: usize = 16;
 
+const EADDRINUSE: i32 = 98;
 const EOPNOTSUPP: i32 = 95;
 
 /// What other threads ask of the driver.
@@ -453,10 +454,15 @@ impl Driver {
             listener::listen(socket, BACKLOG)?;
         }
         conn::set_nonblocking(socket, true)?;
-        Ok(match listener::local_address(socket)? {
+        let address = match listener::local_address(socket)? {
             LocalAddress::Inet(address) => Some(address),
             LocalAddress::Unix(_) | LocalAddress::Unnamed => None,
-        })
+        };
+        // Node lends a socket that could not be bound where it was asked for: it listens anywhere (WIRE-16).
+        match address {
+            Some(address) if !self.core.is_right_port(listen, address.port()) => Err(refusal(EADDRINUSE)),
+            address => Ok(address),
+        }
     }
 
     fn granted(
