@@ -6,12 +6,14 @@
 //! at all while none do.
 
 mod facts;
+mod member;
 mod place;
 mod ring;
 
 pub use facts::{Budget, Counted, Engine, GroupFacts, GuardFacts, PlaceFacts, Rule};
 
 use crate::{Place, Slot, SocketId, Time, WorkerId};
+use member::{Member, Numbers};
 use place::{Input, SETTLE, Standing};
 use ring::Choice;
 use std::collections::BTreeMap;
@@ -65,45 +67,6 @@ pub(crate) enum Wish {
     Moves(WorkerId),
     /// Somebody has taken the program off the group.
     Tampered,
-}
-
-/// Numbers of a slot, its former workers included.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Numbers {
-    pub(crate) assigned: u64,
-    pub(crate) by_cookie: u64,
-    pub(crate) moved_in: u64,
-    pub(crate) moved_out: u64,
-    pub(crate) taken: u64,
-    pub(crate) lags: u64,
-    pub(crate) queued: u32,
-    pub(crate) queue_limit: u32,
-    pub(crate) open: Option<u32>,
-    pub(crate) weight: u32,
-    pub(crate) lagging: bool,
-    pub(crate) worker: Option<WorkerId>,
-}
-
-#[derive(Debug)]
-struct Member {
-    worker: WorkerId,
-    slot: Slot,
-    socket: SocketId,
-    standing: Standing,
-    /// What it had taken when last looked at, at most.
-    taken: u64,
-    /// Connections that were moved away.
-    moved_out: u64,
-    facts: PlaceFacts,
-    /// It has taken nothing since then although connections waited.
-    waiting_since: Option<Time>,
-    hung: bool,
-    rests: u32,
-    lags: u64,
-    /// It cannot say when it accepts: when it is tried, if it is not seen to before.
-    grace: Option<Time>,
-    budget: Option<Budget>,
-    open: Option<u32>,
 }
 
 /// One steered listener.
@@ -652,40 +615,5 @@ impl Steering {
                     .is_some_and(|b| u64::from(member.facts.queued) > b.limit.unwrap_or(u64::MAX));
         }
         all
-    }
-}
-
-impl Numbers {
-    fn add(&mut self, member: &Member) {
-        self.assigned += member.facts.assigned;
-        self.by_cookie += member.facts.by_cookie;
-        self.moved_in += member.facts.moved_in;
-        self.moved_out += member.moved_out;
-        self.taken += member.taken;
-        self.lags += member.lags;
-    }
-}
-
-impl Member {
-    /// Takes in what was seen; returns how many connections it has taken since the last look, at most.
-    fn see(&mut self, last: Time, now: Time, facts: &PlaceFacts) -> u64 {
-        let arrived = facts.assigned + facts.by_cookie + facts.moved_in;
-        let taken = arrived.saturating_sub(self.moved_out + u64::from(facts.queued));
-        let before = self.facts;
-        self.facts = *facts;
-        // `taken` never counts too few: if it stands still, nothing was taken.
-        let took = taken.saturating_sub(self.taken);
-        self.taken = self.taken.max(taken);
-        if took > 0 || facts.queued == 0 && before.queued == 0 && self.standing == Standing::Serving {
-            self.waiting_since = None;
-        } else if facts.queued > 0 {
-            // What waited at the last look still does.
-            self.waiting_since.get_or_insert(if before.queued > 0 { last } else { now });
-        }
-        took
-    }
-
-    fn is_stuck(&self, now: Time, after: Duration) -> bool {
-        self.facts.queued > 0 && self.waiting_since.is_some_and(|since| now.since(since) >= after)
     }
 }
