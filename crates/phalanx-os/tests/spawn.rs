@@ -420,6 +420,34 @@ fn a_child_runs_with_the_rights_asked_for() {
 }
 
 #[test]
+fn the_right_to_load_programs_is_not_passed_on() {
+    use rustix::thread::{
+        CapabilitySet, capabilities, capability_is_in_ambient_set, configure_capability_in_ambient_set,
+        set_capabilities,
+    };
+    let _turn = alone();
+    let mut sets = capabilities(None).unwrap();
+    if !sets.permitted.contains(CapabilitySet::BPF) {
+        eprintln!("SKIP: no CAP_BPF");
+        return;
+    }
+    // As a service manager does it that makes it ambient; of this thread only.
+    sets.inheritable |= CapabilitySet::BPF;
+    set_capabilities(None, sets).unwrap();
+    configure_capability_in_ambient_set(CapabilitySet::BPF, true).unwrap();
+    let (read, write) = host::pipe().unwrap();
+    conn::set_nonblocking(&read, false).unwrap();
+    let mut spawn = Spawn::new("/bin/cat");
+    spawn.args = args(&["/proc/self/status"]);
+    spawn.fds = vec![(1, write)];
+    let mut process = spawn.spawn().unwrap();
+    let status = text(read.into());
+    assert_eq!(wait(&mut process), Ended::Exited(0));
+    assert_eq!(field(&status, "CapAmb"), "0000000000000000");
+    assert!(capability_is_in_ambient_set(CapabilitySet::BPF).unwrap(), "ours is as it was");
+}
+
+#[test]
 fn without_privilege_nobody_else_can_be_become() {
     let _turn = alone();
     if is_root() {

@@ -195,6 +195,7 @@ fn set_up(prepared: &mut Prepared, report: &mut RawFd) -> Result<(), Failure> {
         // After the fds are in place: numbers above the limit cannot be made, but those there are stay.
         limit_open_files(soft)?;
     }
+    keep_bpf_to_ourselves();
     if let Some(user) = &mut plan.user {
         become_user(user)?;
     }
@@ -270,6 +271,22 @@ fn limit_open_files(soft: u64) -> Result<(), Failure> {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = Some(soft);
     setrlimit(Resource::Nofile, limit).map_err(|e| (Step::Limit, e.raw_os_error()))
+}
+
+/// The right to load programs into the kernel is for who steers. A service manager may have made it ambient, and
+/// then whatever is executed would have it.
+fn keep_bpf_to_ourselves() {
+    const CAP_BPF: c_ulong = 39;
+    // SAFETY: a system call on integers. It fails only where there is nothing of the kind.
+    unsafe {
+        libc::prctl(
+            libc::PR_CAP_AMBIENT,
+            c_ulong::from(libc::PR_CAP_AMBIENT_LOWER as u32),
+            CAP_BPF,
+            long(0),
+            long(0),
+        )
+    };
 }
 
 /// The order matters: groups while there is the right to set them, the bounding set while there is the right
