@@ -60,3 +60,35 @@ pub fn leave_network() -> io::Result<()> {
     let rc = unsafe { libc::unshare(libc::CLONE_NEWNET) };
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
+
+/// From now on, and for all that is started from here, `bpf(2)` ends in this way; `None`: in death.
+///
+/// # Errors
+/// What `prctl` says.
+#[expect(unsafe_code, reason = "no safe crate installs a seccomp filter")]
+pub fn refuse_bpf(errno: Option<u16>) -> io::Result<()> {
+    let action =
+        errno.map_or(libc::SECCOMP_RET_KILL_PROCESS, |errno| libc::SECCOMP_RET_ERRNO | u32::from(errno));
+    let number = u32::try_from(libc::SYS_bpf).expect("a system call");
+    let step = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+    let mut filter = [
+        // The number of the call is what comes first.
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, number),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, action),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    let zero: libc::c_ulong = 0;
+    // SAFETY: no memory is involved in the first; the second reads a program that lives through the call.
+    let rc = unsafe {
+        match libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1 as libc::c_ulong, zero, zero, zero) {
+            0 => {
+                let mode = libc::c_ulong::from(libc::SECCOMP_MODE_FILTER);
+                libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const program, zero, zero)
+            }
+            error => error,
+        }
+    };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

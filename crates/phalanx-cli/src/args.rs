@@ -36,6 +36,8 @@ pub(crate) enum Verb {
     Curl(Curl),
     /// Succeed if all wanted workers are ready and nothing is about to stop: a probe for load balancers
     Ready(Ready),
+    /// Say what this machine allows, what is lost without the rest, and what helps
+    Doctor(Doctor),
     /// Stop a running instance: drain, then signal, then kill
     Stop(Stop),
     #[command(hide = true, name = "demo-worker")]
@@ -123,6 +125,13 @@ pub(crate) struct Run {
     /// The program and its arguments; a .js, .mjs or .cjs file is run with node
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// For scripts
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

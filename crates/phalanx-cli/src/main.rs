@@ -3,6 +3,7 @@
 mod args;
 mod control;
 mod demo;
+mod doctor;
 mod env_file;
 mod exit;
 mod journal;
@@ -25,6 +26,7 @@ fn main() -> std::process::ExitCode {
         args::Verb::Run(run) => run::run(*run),
         args::Verb::Demo(demo) => demo::demo(demo),
         args::Verb::DemoWorker => demo::worker(),
+        args::Verb::Doctor(doctor) => doctor::doctor(&doctor),
         args::Verb::Status(status) => show::status(&status),
         args::Verb::Events(events) => show::events(&events),
         args::Verb::Stop(stop) => show::stop(&stop),
