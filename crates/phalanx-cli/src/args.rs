@@ -3,6 +3,7 @@
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Run a network service as several processes behind the same listening sockets.
 #[derive(Debug, Parser)]
@@ -99,8 +100,8 @@ pub(crate) struct Run {
     #[arg(long, value_name = "N,N,...", value_delimiter = ',')]
     pub(crate) weights: Vec<u32>,
     /// A steered worker that takes nothing for so long while connections wait is passed over
-    #[arg(long, value_name = "MS", default_value_t = 10)]
-    pub(crate) lag_after_ms: u64,
+    #[arg(long, default_value = "10ms", value_name = "TIME", value_parser = crate::units::duration)]
+    pub(crate) lag_after: Duration,
     /// What workers are given to speak on
     #[arg(long, default_value = "auto", value_enum)]
     pub(crate) channel: Channel,
