@@ -12,7 +12,7 @@ use crate::lab;
 use crate::process::{DEADLINE, Phalanx, free_port, wait_for};
 
 /// For where a share must be exact: a busy machine makes workers lag, and who lags is passed over.
-pub const PATIENT: [&str; 2] = ["--lag-after-ms", "60000"];
+pub const PATIENT: [&str; 2] = ["--lag-after", "60s"];
 
 /// The kinds that can be tried here.
 #[must_use]

@@ -29,9 +29,6 @@ pub(crate) fn run(args: args::Run) -> Result<Code, Failure> {
             _ => Policy::RoundRobin,
         },
     };
-    if args.user.is_none() && phalanx_os::user::is_root() {
-        tracing::warn!("workers run as root: name a user with -u, as www-data or 1000:1000");
-    }
     let mut builder = args
         .lives
         .describe(program(&args)?)
@@ -39,7 +36,7 @@ pub(crate) fn run(args: args::Run) -> Result<Code, Failure> {
         .policy(policy)
         .mechanism(args.mechanism)
         .weights(args.weights.iter().copied())
-        .lag_after(std::time::Duration::from_millis(args.lag_after_ms));
+        .lag_after(args.lag_after);
     if let Some(window) = args.window {
         builder = builder.window(window);
     }
@@ -69,6 +66,9 @@ pub(crate) fn run(args: args::Run) -> Result<Code, Failure> {
     };
     let name = door.as_ref().map_or_else(|| target.name.clone(), |door| door.name.clone());
     let primary = limited(builder).name(&name).start()?;
+    if args.user.is_none() && phalanx_os::user::is_root() {
+        tracing::warn!("workers run as root: name a user with -u, as www-data or 1000:1000");
+    }
     tracing::info!(name, workers, policy = %policy, pid = std::process::id(), "started");
     let cluster = name.clone();
     let describe = move || Ok(Some(limited(program(&args)?).name(&cluster)));
@@ -225,7 +225,10 @@ fn tell(primary: &Primary, event: &Event) {
             if *exited_after_disconnect || ended.is_success() {
                 tracing::info!(%worker, %slot, %ended, cause, "worker ended");
             } else {
-                let last = primary.last_lines(*slot).pop();
+                // Node's last words are its version: what it died of stands before.
+                let last = primary.last_lines(*slot).into_iter().rfind(|line| {
+                    !line.trim().is_empty() && !line.starts_with("Node.js v") && !line.starts_with("    at ")
+                });
                 tracing::warn!(%worker, %slot, %ended, cause, last, "worker died");
             }
         }

@@ -348,7 +348,8 @@ impl Builder {
     #[must_use]
     pub fn lag_after(mut self, lag_after: Duration) -> Builder {
         if lag_after < Duration::from_millis(1) {
-            self.errors.push(Error::Config("`lag_after` is at least 1 ms".to_owned()));
+            self.errors
+                .push(Error::Config("a lag shorter than 1 ms cannot be told: use 1 ms or more".to_owned()));
         }
         self.config.lag_after = lag_after;
         self
