@@ -197,7 +197,7 @@ mod tests {
     fn who_reports_says_of_each_what_was_seen() {
         let report = examine(&survey());
         assert!(report.checks.iter().all(|check| !check.found.is_empty()), "{report:?}");
-        assert!(report.checks.iter().all(|check| check.ok != !check.lost.is_empty()), "{report:?}");
+        assert!(report.checks.iter().all(|check| check.ok == check.lost.is_empty()), "{report:?}");
         let text = report.text();
         assert_eq!(text.contains("missing"), report.checks.iter().any(|check| !check.ok), "{text}");
     }

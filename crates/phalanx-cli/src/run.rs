@@ -225,10 +225,9 @@ fn tell(primary: &Primary, event: &Event) {
             if *exited_after_disconnect || ended.is_success() {
                 tracing::info!(%worker, %slot, %ended, cause, "worker ended");
             } else {
-                // Node's last words are its version: what it died of stands before.
-                let last = primary.last_lines(*slot).into_iter().rfind(|line| {
-                    !line.trim().is_empty() && !line.starts_with("Node.js v") && !line.starts_with("    at ")
-                });
+                // A stack or a version may follow what it died of (`phalanx why` shows all).
+                let lines = primary.last_lines(*slot);
+                let last = lines.iter().rfind(|line| line.contains("rror:")).or(lines.last());
                 tracing::warn!(%worker, %slot, %ended, cause, last, "worker died");
             }
         }
