@@ -32,6 +32,35 @@ fn survives(mode: &str) {
     phalanx.finish();
 }
 
+/// What it says last is nonsense, and its channel is closed before the primary reads it.
+#[test]
+fn nonsense_on_a_closed_channel_is_survived() {
+    const SCRIPT: &str = r#"
+        if [ "$PHALANX_SLOT" = 0 ] && mkdir "$0" 2>/dev/null; then
+            fd=${PHALANX_CHANNEL%%:*}
+            kill -STOP $PPID
+            echo nonsense >&$fd
+            eval "exec $fd>&-"
+            kill -CONT $PPID
+            exec sleep 600
+        fi
+        exec "$@""#;
+    let port = free_port();
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut phalanx = Phalanx::run("nonsense").workers(2).options(["--channel", "phalanx"]).start([
+        "bash".into(),
+        "-c".into(),
+        SCRIPT.into(),
+        dir.path().join("once").into_os_string(),
+        lab::binary("service").into_os_string(),
+        "tcp".into(),
+        port.to_string().into(),
+    ]);
+    let status = phalanx.wait_listening(2);
+    assert_eq!(status["workers"][0]["restarts"], 1, "{status}");
+    phalanx.finish();
+}
+
 macro_rules! survives {
     ($($name:ident: $mode:literal;)+) => {
         $(#[test]

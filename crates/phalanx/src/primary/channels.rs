@@ -4,7 +4,6 @@ use super::driver::Driver;
 use phalanx_core::{Blocked, Carried, WorkerId};
 use phalanx_os::conn;
 use std::os::fd::AsFd;
-use std::rc::Rc;
 
 impl Driver {
     /// Writes to a worker until nothing is left or its channel is full.
@@ -42,10 +41,12 @@ impl Driver {
         }
     }
 
-    /// Reads a channel once. `None`: nothing more now; `Some(false)`: it is at its end.
+    /// Reads a channel once. `None`: nothing more now; `Some(false)`: it is at its end, or of no further interest.
     pub(super) fn read(&mut self, worker: WorkerId) -> Option<bool> {
-        let child = self.children.get(&worker)?;
-        let link = Rc::clone(child.link.as_ref()?);
+        let link = self.children.get(&worker).and_then(|child| child.link.clone());
+        // A reader that has just closed the channel itself must not wait for it again: where the peer's end is
+        // closed too, that is no waiting at all.
+        let Some(link) = link else { return Some(false) };
         let mut handles = Vec::new();
         let mut chunk = std::mem::take(&mut self.chunk);
         let received = link.get_ref().0.recv(&mut chunk, &mut handles);
@@ -63,8 +64,9 @@ impl Driver {
                 }
                 let whole = !handles.is_empty() || received.len == chunk.len();
                 self.core.handle_bytes(now, worker, &chunk[..received.len], handles);
+                let open = self.children.get(&worker).is_some_and(|child| child.link.is_some());
                 // A short read that no handle cut off has emptied the socket.
-                whole.then_some(true)
+                if open { whole.then_some(true) } else { Some(false) }
             }
         };
         self.chunk = chunk;
