@@ -63,6 +63,24 @@ fn express_runs_unmodified() {
 }
 
 #[test]
+fn code_on_the_command_line_is_served_by_every_node() {
+    const CODE: &str = "require('http').createServer(function (q, s) { s.end(); }).listen(process.env.PORT)";
+    // v0.12 evaluates nothing in a worker.
+    for version in lab::NODE_VERSIONS.iter().filter(|version| **version != "0.12") {
+        let Some(node) = lab::node(version) else { continue };
+        let port = free_port();
+        let mut phalanx = Phalanx::run("eval")
+            .workers(2)
+            .env("PORT", port.to_string())
+            .options(["--channel", "node"])
+            .start([node.into_os_string(), "-e".into(), CODE.into()]);
+        phalanx.wait_listening(2);
+        wait_answer(port);
+        phalanx.finish();
+    }
+}
+
+#[test]
 fn socket_io_runs_unmodified_when_sticky() {
     let Some(node) = lab::node("20") else { return };
     let port = free_port();

@@ -27,7 +27,7 @@ pub(crate) fn target(command: &[OsString], channel: Channel) -> Result<Target, F
         return Err(refuse_package_manager(&stem, rest));
     }
     let is_script = is_node_script(first);
-    let (program, args) = if is_script && !executable_by_itself(first) {
+    let (program, mut args) = if is_script && !executable_by_itself(first) {
         ("node".into(), command.to_vec())
     } else {
         (first.clone(), rest.to_vec())
@@ -40,6 +40,10 @@ pub(crate) fn target(command: &[OsString], channel: Channel) -> Result<Target, F
         Channel::Auto if node => Speaks::Node,
         Channel::Auto => Speaks::Perhaps,
     };
+    if speaks == Speaks::Node && ends_in_code(&args) {
+        // Node takes its channel only when there is a second word (`process.argv[1]`), a script or not.
+        args.push("[eval]".into());
+    }
     let name = match args.iter().find(|arg| is_node_script(arg)) {
         Some(script) => self::stem(script),
         None => stem,
@@ -75,6 +79,18 @@ fn has_node_shebang(program: &OsStr) -> bool {
     let line = head[..count].split(|&byte| byte == b'\n').next().unwrap_or(&[]);
     line.starts_with(b"#!")
         && String::from_utf8_lossy(line).split(['/', ' ']).any(|word| word.trim() == "node")
+}
+
+/// `node -e CODE` and its like.
+fn ends_in_code(args: &[OsString]) -> bool {
+    let evaluates = |arg: &OsString| matches!(arg.to_str(), Some("-e" | "--eval" | "-p" | "--print" | "-pe"));
+    match args {
+        [.., flag, _code] if evaluates(flag) => true,
+        [.., last] => {
+            last.to_str().is_some_and(|arg| arg.starts_with("--eval=") || arg.starts_with("--print="))
+        }
+        [] => false,
+    }
 }
 
 fn runs_a_script(args: &[OsString]) -> bool {
@@ -119,6 +135,15 @@ mod tests {
         assert_eq!(target.name, "server");
         assert_eq!(of(&["node", "dir/app.mjs"]).unwrap().name, "app");
         assert_eq!(of(&["uvicorn", "app:app"]).unwrap().speaks, Speaks::Perhaps);
+    }
+
+    #[test]
+    fn code_on_the_command_line_gets_a_second_word() {
+        assert_eq!(of(&["node", "-e", "code"]).unwrap().args, ["-e", "code", "[eval]"]);
+        assert_eq!(of(&["node", "--eval=code"]).unwrap().args, ["--eval=code", "[eval]"]);
+        assert_eq!(of(&["node", "-e", "code", "word"]).unwrap().args, ["-e", "code", "word"]);
+        assert_eq!(of(&["node", "server.js"]).unwrap().args, ["server.js"]);
+        assert_eq!(of(&["perl", "-e", "code"]).unwrap().args, ["-e", "code"]);
     }
 
     #[test]

@@ -272,17 +272,22 @@ impl Life {
                 effects.push(Effect::Announce(Announce::Online));
                 None
             }
+            // It has said something else before.
+            (Listening, Input::Online) if !self.spoke => {
+                self.spoke = true;
+                effects.push(Effect::Announce(Announce::Online));
+                self.deadline(Stage::Idle)
+            }
             (Online | Listening | Disconnected | Exited | Gone, Input::Online) => {
                 self.spoke = true;
                 None
             }
 
-            (Online | Listening, Input::Listening) => {
+            (Starting | Online | Listening, Input::Listening) => {
                 self.state = Listening;
                 None
             }
             (Draining | Disconnected | Exited | Gone, Input::Listening) => None,
-            (Starting, Input::Listening) => self.violation("`listening` before `online`".to_owned(), effects),
 
             // A program that was offered a channel and serves without it: it is plain, as far as can be told.
             (Starting, Input::Accepts) => {
@@ -296,16 +301,15 @@ impl Life {
             }
             (Listening | Draining | Disconnected | Exited | Gone, Input::Accepts) => None,
 
-            (Online | Listening, Input::GaveUp) => {
+            (Starting | Online | Listening, Input::GaveUp) => {
                 self.state = Draining;
                 effects.push(Effect::LeaveListeners);
                 effects.push(Effect::Announce(Announce::Draining));
                 self.drain(if self.supervised { Some(self.limits.stop_signal) } else { None })
             }
             (Draining | Disconnected | Exited | Gone, Input::GaveUp) => None,
-            (Starting, Input::GaveUp) => self.violation("`draining` before `online`".to_owned(), effects),
 
-            (Online | Listening, Input::LeaveNotice) => {
+            (Starting | Online | Listening, Input::LeaveNotice) => {
                 self.exited_after_disconnect = Some(true);
                 self.state = Draining;
                 effects.push(Effect::LeaveListeners);
@@ -317,9 +321,6 @@ impl Life {
                 None
             }
             (Disconnected | Exited | Gone, Input::LeaveNotice) => None,
-            (Starting, Input::LeaveNotice) => {
-                self.violation("`exitedAfterDisconnect` before `online`".to_owned(), effects)
-            }
 
             (Starting | Online | Listening, Input::Leave { then }) => {
                 self.exited_after_disconnect = Some(true);
@@ -616,13 +617,25 @@ mod tests {
 
     #[test]
     fn a_violation_closes_the_channel_and_ends_the_worker() {
-        let mut life = life(Speaks::Node, false);
-        let effects = drive(&mut life, vec![Input::Listening]);
+        let mut life = life(Speaks::Phalanx, false);
+        let effects = drive(&mut life, vec![Input::Violation(Violation::BeforeOnline)]);
         assert!(effects.contains(&Effect::CloseChannel));
         assert_eq!(life.state(), State::Disconnected);
         assert_eq!(drive(&mut life, vec![Input::Timeout]), [Effect::Signal(15)]);
         assert_eq!(drive(&mut life, vec![Input::Timeout]), [Effect::Signal(SIGKILL)]);
         assert!(matches!(life.cause(), Some(Cause::Protocol(_))));
+    }
+
+    /// A Node worker may; nobody else gets so far.
+    #[test]
+    fn who_says_something_before_online_still_comes_online() {
+        let mut life = life(Speaks::Node, false);
+        let mut effects = Vec::new();
+        assert_eq!(life.on(Input::Listening, &mut effects), None);
+        assert_eq!((life.state(), &effects[..]), (State::Listening, &[][..]));
+        assert_eq!(life.on(Input::Online, &mut effects), Some(None), "the deadline is gone");
+        assert_eq!(life.on(Input::Online, &mut effects), None);
+        assert_eq!((life.state(), announced(&effects)), (State::Listening, vec![&Announce::Online]));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::Primary;
 use super::seat::Receipt;
-use crate::lifecycle::Input;
+use crate::lifecycle::{Input, Speaks};
 use crate::ready::Ready;
 use crate::wire::{Frame, Message, Reply, Violation};
 use crate::{Event, State, Time, WorkerId};
@@ -51,8 +51,11 @@ impl<C> Primary<C> {
             }
         }
         let Some(seat) = self.seats.get_mut(&worker) else { return Ok(()) };
-        if seat.life.state() == State::Starting && !matches!(frame.message, Message::Online) {
-            // ROLE-07: `online` precedes everything.
+        if seat.life.state() == State::Starting
+            && self.config.speaks != Speaks::Node
+            && !matches!(frame.message, Message::Online)
+        {
+            // ROLE-07: `online` precedes everything. Node's own primary does not insist, and `node -e` asks first.
             return Err(Violation::BeforeOnline);
         }
         match frame.message {
@@ -119,5 +122,52 @@ impl<C> Primary<C> {
         // reported writable.
         self.flush_if_any(worker);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Action, BoundAddress, Config};
+
+    fn started(speaks: Speaks) -> (Primary<u32>, WorkerId) {
+        let mut config = Config::default();
+        config.speaks = speaks;
+        config.mechanism = crate::Mechanism::Handoff;
+        let mut primary = Primary::new(config);
+        let worker = primary.fork(Vec::new());
+        assert!(matches!(primary.poll_action(), Some(Action::Spawn(_))));
+        primary.handle_spawned(Time::ZERO, worker, Ok(7));
+        (primary, worker)
+    }
+
+    const ASKS: &[u8] = br#"{"cmd":"NODE_CLUSTER","act":"queryServer","index":0,"data":null,"address":"::1","port":80,"addressType":6,"fd":null,"flags":0,"seq":1}"#;
+    const ONLINE: &[u8] = br#"{"cmd":"NODE_CLUSTER","act":"online","seq":2}"#;
+
+    fn say(primary: &mut Primary<u32>, worker: WorkerId, line: &[u8]) -> bool {
+        primary.handle_bytes(Time::ZERO, worker, &[line, b"\n"].concat(), [])
+    }
+
+    #[test]
+    fn a_node_worker_may_ask_before_it_is_online() {
+        let (mut primary, worker) = started(Speaks::Node);
+        assert!(say(&mut primary, worker, ASKS));
+        let Some(Action::Bind { socket, .. }) = primary.poll_action() else { panic!("nothing is bound") };
+        let address = BoundAddress::Inet("[::1]:80".parse().unwrap());
+        primary.handle_bound(socket, Ok(address));
+        let answer = primary.poll_transmit(worker).expect("an answer");
+        assert!(String::from_utf8_lossy(answer.bytes).contains("\"ack\":1"));
+        assert_eq!(primary.worker(worker).unwrap().state, State::Starting);
+        assert!(say(&mut primary, worker, ONLINE));
+        assert_eq!(primary.worker(worker).unwrap().state, State::Online);
+    }
+
+    #[test]
+    fn nobody_else_may() {
+        for speaks in [Speaks::Phalanx, Speaks::Perhaps] {
+            let (mut primary, worker) = started(speaks);
+            assert!(!say(&mut primary, worker, ASKS));
+            assert_eq!(primary.worker(worker).unwrap().state, State::Disconnected);
+        }
     }
 }

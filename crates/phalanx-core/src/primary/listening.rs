@@ -95,7 +95,7 @@ impl<C> Primary<C> {
     /// A worker asks to listen.
     pub(super) fn query(&mut self, worker: WorkerId, seq: Seq, mut request: ListenRequest) {
         let Some(seat) = self.seats.get(&worker) else { return };
-        if !matches!(seat.life.state(), State::Online | State::Listening) {
+        if seat.life.state() > State::Listening {
             // A Node worker that gets an error while it drains crashes on it; left alone it drains (ruled).
             if self.config.speaks != Speaks::Node {
                 self.refuse(worker, seq, &request.key(), None, errno::ECANCELED);
@@ -283,7 +283,7 @@ impl<C> Primary<C> {
     /// The answer to a worker that may join; from here on it is a member.
     pub(super) fn admit(&mut self, id: ListenerId, worker: WorkerId, ack: Seq) {
         let Some(seat) = self.seats.get(&worker) else { return };
-        if !matches!(seat.life.state(), State::Online | State::Listening) {
+        if seat.life.state() > State::Listening {
             return;
         }
         let candidate = Candidate {
