@@ -3,11 +3,12 @@
 
 use phalanx::{Builder, Cluster, Ended, Event, Events, Hurry, Mechanism, Primary, Speaks, State, WorkerRef};
 use phalanx_tests::lab;
-use phalanx_tests::process::{Process, Signal, fds, free_port, kill, wait_until};
+use phalanx_tests::process::{Phalanx, Process, Signal, fds, free_port, kill, wait_until};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
 
 const EADDRINUSE: i32 = 98;
 
@@ -318,4 +319,68 @@ fn nothing_of_the_layer_is_left_behind() {
     let before = open();
     run();
     wait_until("every fd is closed", || open() <= before);
+}
+
+/// One TLS connection; the session is kept in a file, or taken from there. Whether it was resumed, and who served it.
+fn tls(port: u16, session: &std::path::Path, option: &str) -> (bool, String) {
+    let output = Command::new("openssl")
+        .args(["s_client", "-tls1_2", "-ign_eof", "-connect", &format!("127.0.0.1:{port}"), option])
+        .arg(session)
+        .stdin(Stdio::null())
+        .output()
+        .expect("openssl runs");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let worker =
+        text.lines().find_map(|line| line.strip_prefix("worker ")).unwrap_or_else(|| panic!("{text}"));
+    (text.contains("Reused, "), worker.to_owned())
+}
+
+#[test]
+fn a_tls_session_begun_on_one_node_worker_resumes_on_any_other() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (key, cert) = (dir.path().join("key.pem"), dir.path().join("cert.pem"));
+    let made = Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-subj",
+            "/CN=localhost",
+            "-days",
+            "2",
+            "-keyout",
+        ])
+        .args([&key, std::path::Path::new("-out"), &cert])
+        .output();
+    if !made.is_ok_and(|output| output.status.success()) {
+        return lab::skip("openssl is not there");
+    }
+    for version in ["18", "22"] {
+        let Some(node) = lab::node(version) else { continue };
+        let port = free_port();
+        let mut phalanx = Phalanx::run("tls")
+            .workers(4)
+            .env("PORT", port.to_string())
+            .env("TLS_KEY", &key)
+            .env("TLS_CERT", &cert)
+            .options(["--mechanism", "handoff"])
+            .start([node, lab::fixture("tls.js")]);
+        phalanx.wait_listening(4);
+        let session = dir.path().join("session");
+        assert!(!tls(port, &session, "-sess_out").0, "the first one");
+        let mut served: Vec<String> = Vec::new();
+        for _ in 0..8 {
+            let (resumed, worker) = tls(port, &session, "-sess_in");
+            assert!(resumed, "node {version}, by {worker}");
+            served.push(worker);
+        }
+        served.sort();
+        served.dedup();
+        assert_eq!(served.len(), 4, "each of them");
+        phalanx.tell("reload", [""; 0]);
+        assert!(tls(port, &session, "-sess_in").0, "after a reload too");
+        phalanx.finish();
+    }
 }

@@ -2,7 +2,7 @@
 
 use phalanx_tests::lab;
 use phalanx_tests::load::Load;
-use phalanx_tests::process::{Phalanx, Process, Signal, free_port, wait_answer};
+use phalanx_tests::process::{Phalanx, Process, Signal, free_port, wait_answer, wait_until};
 use serde_json::Value;
 use std::process::{Command, Output};
 
@@ -163,6 +163,38 @@ fn the_recent_events_can_be_read_from_the_first_on() {
     phalanx.finish();
     follower.wait_line("\"event\":\"exit\"");
     assert_eq!(follower.wait().code(), Some(0));
+}
+
+#[test]
+fn each_node_worker_has_a_debugger_of_its_own() {
+    let Some(node) = lab::node("22") else { return };
+    for option in ["--inspect", "--inspect-on-signal"] {
+        let base = free_port();
+        let mut phalanx = Phalanx::run("inspect")
+            .workers(2)
+            .env("PORT", free_port().to_string())
+            .options([format!("{option}={base}")])
+            .start([node.clone(), lab::fixture("http.js")]);
+        phalanx.wait_listening(2);
+        let ports: Vec<u16> = phalanx
+            .workers()
+            .iter()
+            .map(|worker| {
+                let env = std::fs::read(format!("/proc/{}/environ", worker.pid)).expect("its environment");
+                let env = String::from_utf8_lossy(&env).into_owned();
+                let port = env.split('\0').find_map(|it| it.strip_prefix("PHALANX_INSPECT_PORT="));
+                port.expect("a port").parse().expect("a number")
+            })
+            .collect();
+        assert_ne!(ports[0], ports[1]);
+        let open = |port: u16| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
+        if option != "--inspect" {
+            assert!(!ports.iter().any(|port| open(*port)), "not yet");
+            phalanx.signal(Signal::USR1);
+        }
+        wait_until("each listens on its own", || ports.iter().all(|port| open(*port)));
+        phalanx.finish();
+    }
 }
 
 #[test]

@@ -121,6 +121,20 @@ pub(crate) struct Run {
     /// Directory that workers start in
     #[arg(short = 'C', long = "cwd", value_name = "DIR")]
     pub(crate) cwd: Option<PathBuf>,
+    /// Open the debugger of each Node worker, on a port of its own from BASE on; others find theirs in
+    /// PHALANX_INSPECT_PORT and TOKIO_CONSOLE_BIND
+    #[arg(long, value_name = "BASE", num_args = 0..=1, require_equals = true, default_missing_value = "9229")]
+    pub(crate) inspect: Option<u16>,
+    /// The same, but they open when SIGUSR1 comes
+    #[arg(
+        long,
+        value_name = "BASE",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "9229",
+        conflicts_with = "inspect"
+    )]
+    pub(crate) inspect_on_signal: Option<u16>,
     #[command(flatten)]
     pub(crate) lives: crate::lives::Lives,
     /// The program and its arguments; a .js, .mjs or .cjs file is run with node

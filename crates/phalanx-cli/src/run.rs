@@ -7,7 +7,9 @@ use crate::journal::Journal;
 use crate::operation::Describe;
 use crate::target::target;
 use crate::why::Ends;
-use phalanx::{Builder, Cluster, Event, Hurry, Line, Orphans, Output, Policy, Primary, Reload, ReloadError};
+use phalanx::{
+    Builder, Cluster, Event, Hurry, Inspect, Line, Orphans, Output, Policy, Primary, Reload, ReloadError,
+};
 use std::io::Write;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
@@ -83,6 +85,11 @@ fn program(args: &args::Run) -> Result<Builder, Failure> {
         .args(&target.args)
         .channel(target.speaks)
         .orphans(args.lives.orphans);
+    if let Some(base) = args.inspect {
+        builder = builder.inspect(Inspect::Now { base });
+    } else if let Some(base) = args.inspect_on_signal {
+        builder = builder.inspect(Inspect::OnSignal { base });
+    }
     // Orphans that serve on could not print through us when we are gone.
     if args.lives.orphans != Orphans::Serve {
         builder = builder.output(Output::Lines(Arc::new(print)));
@@ -126,6 +133,7 @@ pub(crate) fn supervise(
         let mut term = signal(SignalKind::terminate()).map_err(system)?;
         let mut int = signal(SignalKind::interrupt()).map_err(system)?;
         let mut quit = signal(SignalKind::quit()).map_err(system)?;
+        let mut inspect = signal(SignalKind::user_defined1()).map_err(system)?;
         let mut hangup = signal(SignalKind::hangup()).map_err(system)?;
         let journal = Arc::new(Journal::default());
         let ends = Arc::new(Ends::default());
@@ -168,6 +176,11 @@ pub(crate) fn supervise(
                 _ = term.recv() => stop(15),
                 _ = int.recv() => stop(2),
                 _ = quit.recv() => stop(3),
+                _ = inspect.recv() => {
+                    if !primary.open_inspectors() {
+                        tracing::warn!("SIGUSR1 opens debuggers, for which workers need ports: --inspect-on-signal");
+                    }
+                }
                 _ = hangup.recv() => match describe() {
                     // How it goes is told by events.
                     Ok(Some(builder)) => drop(tokio::spawn(tell_refusal(primary.reload_with(builder)))),

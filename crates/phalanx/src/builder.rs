@@ -1,7 +1,7 @@
 //! How a cluster is described.
 
 use crate::error::{Error, Result};
-use crate::primary::{Primary, Tell, driver};
+use crate::primary::{Inspect, Primary, Tell, driver};
 use crate::settings::Orphans;
 use phalanx_core::policy::PolicyImpl;
 use phalanx_core::{BindSpec, Config, Limits, Mechanism, Policy, Restart, SocketKind, Speaks};
@@ -149,6 +149,7 @@ pub struct Builder {
     pub(crate) inherited: Vec<Arc<OwnedFd>>,
     pub(crate) config: Config,
     pub(crate) orphans: Orphans,
+    pub(crate) inspect: Inspect,
     window: Option<u32>,
     pub(crate) errors: Vec<Error>,
 }
@@ -175,6 +176,7 @@ impl Default for Builder {
             inherited: Vec::new(),
             config: Config::default(),
             orphans: Orphans::default(),
+            inspect: Inspect::default(),
             window: None,
             errors: Vec::new(),
         }

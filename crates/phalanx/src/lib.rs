@@ -60,7 +60,7 @@ pub use phalanx_core::{
     ListenerStatus, ListeningInfo, Mechanism, OnHang, Policy, Ready, Refused, Restart, Slot, SlotStatus,
     Speaks, State, Status, SteeringStatus, Totals, WorkerId, WorkerStatus, WorkerView,
 };
-pub use primary::{Primary, Progress, Reload, ReloadError, Settings, WorkerRef};
+pub use primary::{Inspect, Primary, Progress, Reload, ReloadError, Settings, WorkerRef};
 pub use run::BoxError;
 pub use settings::{Orphans, UnknownOrphans};
 pub use worker::{ConfigError, InitError, Messages, Worker, init, worker};

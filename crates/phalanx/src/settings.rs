@@ -2,6 +2,7 @@
 
 use crate::builder::Builder;
 use crate::error::Error;
+use crate::primary::Inspect;
 use phalanx_core::{OnHang, Ready};
 use std::fmt;
 use std::str::FromStr;
@@ -121,6 +122,13 @@ impl Builder {
     #[must_use]
     pub fn on_hang(mut self, on_hang: OnHang) -> Builder {
         self.config.on_hang = on_hang;
+        self
+    }
+
+    /// Whether each worker gets a port for a debugger.
+    #[must_use]
+    pub fn inspect(mut self, inspect: Inspect) -> Builder {
+        self.inspect = inspect;
         self
     }
 

@@ -273,6 +273,7 @@ impl<C> Primary<C> {
                 blocked: false,
                 flush_due: false,
                 channel_open: !plain,
+                relayed: Vec::new(),
                 wants: self.config.ready.clone(),
                 before,
                 lent,

@@ -6,6 +6,7 @@ mod group;
 mod inbox;
 mod listening;
 mod readiness;
+mod relay;
 mod rollout;
 mod seat;
 mod snapshot;
@@ -259,7 +260,11 @@ impl<C> Primary<C> {
                 if matches!(what, Announce::Disconnect | Announce::Exit(_)) {
                     self.let_go(now, id);
                 }
+                let is_online = what == Announce::Online;
                 self.announce(now, id, what);
+                if is_online {
+                    self.relay_late(id);
+                }
             }
             Effect::Forget => self.forget(id),
         }

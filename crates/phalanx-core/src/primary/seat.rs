@@ -58,6 +58,8 @@ pub(super) struct Seat<C> {
     /// The driver has been told to flush and has not begun.
     pub(super) flush_due: bool,
     pub(super) channel_open: bool,
+    /// Signals for when it is online.
+    pub(super) relayed: Vec<i32>,
     /// What makes it ready.
     pub(super) wants: Ready,
     /// What the worker before it did.

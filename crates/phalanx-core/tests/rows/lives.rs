@@ -100,6 +100,21 @@ fn listening_tells_the_real_port_and_the_family_in_nodes_words() {
 }
 
 #[test]
+fn a_relayed_signal_reaches_the_online_at_once_and_others_when_they_are() {
+    let mut it = stage();
+    it.worker();
+    it.server(8000);
+    let late = it.fork();
+    it.channel_ends(1);
+    it.dies(1, Ended::Code(0));
+    it.primary.relay(10);
+    it.drive();
+    assert_eq!(it.signals, [(2, 10)]);
+    it.online(late);
+    assert_eq!(it.signals, [(2, 10), (3, 10)]);
+}
+
+#[test]
 fn each_server_of_each_worker_is_told() {
     let mut it = Stage::new(Mechanism::Handoff, Speaks::Node);
     for _ in 0..4 {

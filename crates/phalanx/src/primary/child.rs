@@ -44,12 +44,14 @@ const BASICS: &[&str] =
     &["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TERM", "TMPDIR"];
 
 impl Program {
-    /// Starts one worker, with these sockets lent to it, and a socket to tell its readiness to.
+    /// Starts one worker, with these sockets lent to it, a socket to tell its readiness to, and a port for its
+    /// debugger.
     pub(super) fn spawn(
         &self,
         spawn: &Spawn,
         lent: &[(String, Arc<OwnedFd>)],
         notify: Option<&OsStr>,
+        inspect: Option<u16>,
     ) -> Result<Born, String> {
         let sentence = |error: std::io::Error| format!("cannot start a worker: {error}");
         let mut command = phalanx_os::Spawn::new(&self.path);
@@ -57,7 +59,7 @@ impl Program {
             command.image = Some(image.as_fd().try_clone_to_owned().map_err(sentence)?);
         }
         command.arg0 = Some(self.name().to_owned());
-        command.args.clone_from(&self.is.args);
+        command.args = self.is.args_with(inspect);
         command.cwd.clone_from(&self.is.cwd);
         command.new_process_group = true;
         command.die_with_parent = match self.is.orphans {
@@ -100,6 +102,18 @@ impl Program {
 
         set(&mut env, "PHALANX_GENERATION".as_ref(), &number(spawn.generation.0));
         set(&mut env, "PHALANX_ORPHANS".as_ref(), self.is.orphans.name().as_ref());
+        for (name, value) in inspect.map(|port| self.is.inspect_env(port)).unwrap_or_default() {
+            let before = env.iter().find(|(known, _)| known == name).map(|(_, before)| before.clone());
+            let value = match before.filter(|_| name == "NODE_OPTIONS") {
+                Some(mut before) => {
+                    before.push(" ");
+                    before.push(value);
+                    before
+                }
+                None => value.into(),
+            };
+            set(&mut env, name.as_ref(), &value);
+        }
         if let Some(notify) = notify {
             set(&mut env, "NOTIFY_SOCKET".as_ref(), notify);
         }

@@ -7,6 +7,7 @@
 
 use super::Primary as Handle;
 use super::facts;
+use super::inspect::Ports;
 use super::letters::{Letter, Letters};
 use super::output::{Output, Pipe};
 use super::program::{Description, Program};
@@ -74,6 +75,7 @@ pub(crate) struct Driver {
     pub(super) doors: BTreeMap<SocketId, Door>,
     pub(super) groups: BTreeMap<SocketId, Steered>,
     inherited: Vec<Arc<OwnedFd>>,
+    pub(super) ports: Ports,
     pub(super) output: Output,
     waiters: Vec<Waiter>,
     /// Messages that wait for room.
@@ -190,6 +192,7 @@ impl Driver {
                 doors: BTreeMap::new(),
                 groups: BTreeMap::new(),
                 inherited: builder.inherited,
+                ports: Ports::default(),
                 output: Output::new(tell),
                 waiters: Vec::new(),
                 letters: Letters::default(),
@@ -450,6 +453,7 @@ impl Driver {
                 self.core.handle_examined(connection, examined);
             }
             Action::Forget { worker } => {
+                self.ports.give_back(worker);
                 if let Some(child) = self.children.remove(&worker)
                     && child.process.signal_group(Signal::TERM).unwrap_or(false)
                 {

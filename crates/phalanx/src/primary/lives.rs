@@ -21,12 +21,15 @@ impl Driver {
             .iter()
             .filter_map(|(name, socket)| Some((name.clone(), Arc::clone(&self.doors.get(socket)?.socket.fd))))
             .collect();
-        let program = self.programs.get(&spawn.generation).unwrap_or(&self.latest);
+        let program = Rc::clone(self.programs.get(&spawn.generation).unwrap_or(&self.latest));
+        let port = self.inspect_port(program.is.inspect, spawn.worker, spawn.slot);
         let notify = self.notify.as_ref().map(|socket| socket.path());
         let lent_fds = lent.iter().map(|(_, fd)| Arc::clone(fd)).collect();
-        let born = program.spawn(spawn, &lent, notify).and_then(|born| self.adopt(spawn, born, lent_fds));
+        let born =
+            program.spawn(spawn, &lent, notify, port).and_then(|born| self.adopt(spawn, born, lent_fds));
         if let Err(error) = &born {
             self.fork_error = Some(error.clone());
+            self.ports.give_back(spawn.worker);
         }
         let now = self.now();
         self.core.handle_spawned(now, spawn.worker, born);

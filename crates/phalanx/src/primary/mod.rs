@@ -4,6 +4,7 @@ mod channels;
 mod child;
 pub(crate) mod driver;
 mod facts;
+mod inspect;
 mod letters;
 mod lives;
 mod outlet;
@@ -20,6 +21,7 @@ use crate::error::{Error, ForkError, Result};
 use crate::event::Events;
 use crate::message::{Handle, SendError};
 use driver::{Command, Driver};
+pub use inspect::Inspect;
 use letters::Letter;
 pub(crate) use outlet::Tell;
 use phalanx_core::wire::Payload;
@@ -182,6 +184,12 @@ impl Primary {
     /// be started is started now. Whether there was anything to do.
     pub fn restart(&self, slot: crate::Slot) -> bool {
         self.ask(move |driver| driver.restart(slot)).unwrap_or(false)
+    }
+
+    /// Opens the debuggers of Node workers ([`Inspect::OnSignal`]) by SIGUSR1; of those that are not online yet as soon
+    /// as they are. Whether they have ports for that.
+    pub fn open_inspectors(&self) -> bool {
+        self.ask(|driver| driver.open_inspectors()).unwrap_or(false)
     }
 
     /// The last lines that the worker of a slot printed, oldest first, if output is captured.

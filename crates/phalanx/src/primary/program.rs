@@ -1,5 +1,6 @@
 //! What the workers of one generation run: read once, when the generation begins.
 
+use super::inspect::Inspect;
 use crate::builder::{Builder, Output};
 use crate::error::{Error, Result};
 use crate::settings::Orphans;
@@ -34,6 +35,7 @@ pub(super) struct Description {
     /// The limit of open files that we were started with: ours may have been raised since.
     pub(super) open_files: Option<u64>,
     pub(super) orphans: Orphans,
+    pub(super) inspect: Inspect,
 }
 
 impl Description {
@@ -43,9 +45,9 @@ impl Description {
         let config = config
             .transpose()
             .map_err(|source| Error::System { what: "cannot keep the configuration in memory", source })?;
+        let args = std::mem::take(&mut builder.args);
         Ok(Description {
             name: builder.program.take().ok_or(Error::NoProgram)?,
-            args: std::mem::take(&mut builder.args),
             env: std::mem::take(&mut builder.env),
             cwd: builder.cwd.take(),
             stdout: builder.stdout.clone(),
@@ -59,6 +61,8 @@ impl Description {
             speaks: builder.config.speaks,
             open_files: builder.open_files,
             orphans: builder.orphans,
+            inspect: builder.inspect.settle(builder.config.speaks, &args),
+            args,
         })
     }
 }

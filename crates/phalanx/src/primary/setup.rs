@@ -43,6 +43,7 @@ impl Settings {
         if self.user != description.user {
             description.account = self.user.as_deref().map(account).transpose()?;
         }
+        description.inspect = description.inspect.settle(description.speaks, &self.args);
         description.name = self.exec;
         description.args = self.args;
         description.env = self.env;
