@@ -170,7 +170,8 @@ fn connected_until_the_channel_ends_and_not_only_until_it_was_asked_to_leave() {
 
 #[test]
 fn what_comes_before_online_ends_the_channel() {
-    let mut it = stage();
+    // Node's own workers are let be, as by Node's primary.
+    let mut it = Stage::new(Mechanism::Handoff, Speaks::Phalanx);
     it.fork();
     it.heard();
     assert!(!it.say(1, &json!("hello")));
