@@ -420,6 +420,8 @@ impl Steering {
                 Standing::Serving | Standing::Trial if !member.facts.listening => {
                     wishes.push(Wish::Rescue { socket: member.socket, place });
                     moved = true;
+                    self.tampered += 1;
+                    wishes.push(Wish::Tampered);
                 }
                 Standing::Joined
                 | Standing::Serving

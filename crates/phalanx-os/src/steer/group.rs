@@ -116,8 +116,9 @@ fn inet(local: &LocalAddress) -> io::Result<SocketAddr> {
 /// What `shutdown(2)` and `listen(2)` give, `EADDRINUSE` among them if somebody took the address meanwhile.
 pub fn flush(socket: impl AsFd, backlog: u32) -> io::Result<()> {
     match rustix::net::shutdown(&socket, Shutdown::Read) {
-        // It was shut down before.
-        Ok(()) | Err(Errno::NOTCONN) => {}
+        Ok(()) => {}
+        // It was shut down before, and now remembers it: all connections would be born at their end.
+        Err(Errno::NOTCONN) => rustix::net::connect_unspec(&socket)?,
         Err(e) => return Err(e.into()),
     }
     listener::listen(socket, backlog)

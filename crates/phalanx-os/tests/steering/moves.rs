@@ -37,6 +37,25 @@ fn nobody_enabled_means_parked_until_somebody_is() {
 }
 
 #[test]
+fn a_member_that_was_shut_down_serves_again() {
+    let Some(mut steered) = Steered::new(Rule::Rotate, 2) else { return };
+    steered.exact.ring(&[0]);
+    for _ in 0..2 {
+        rustix::net::shutdown(&steered.members[0], rustix::net::Shutdown::Read).ok();
+    }
+    assert!(listener::queue(&steered.members[0]).is_err());
+    steer::flush(&steered.members[0], BACKLOG).unwrap();
+    steered.set(0);
+    let mut clients = steered.connect(1);
+    clients[0].write_all(b"data").unwrap();
+    until(|| queued(&steered.members[0]) == 1);
+    let (accepted, _) = listener::accept(&steered.members[0]).unwrap();
+    conn::set_nonblocking(&accepted, false).unwrap();
+    let mut bytes = [0; 4];
+    assert_eq!(rustix::io::read(&accepted, &mut bytes), Ok(4));
+}
+
+#[test]
 fn a_queue_moves_and_its_socket_goes_on() {
     let Some(mut steered) = Steered::new(Rule::Rotate, 3) else { return };
     steered.exact.ring(&[0, 1, 2]);

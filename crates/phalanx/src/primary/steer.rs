@@ -162,13 +162,26 @@ impl Steered {
         }
     }
 
+    /// Without the program what waits would be reset, and any worker can take it off. BEFORE anything is moved.
+    fn attach(&self) {
+        let listening = self.members.values().find(|member| self.listens(member));
+        if let (Chooser::Exact(exact), Some(member)) = (&self.chooser, listening) {
+            let _ = exact.open(self.group.park(), &member.fd);
+        }
+    }
+
+    /// One that was shut down would get a group of its own by a program, and could never listen with the others
+    /// again.
+    fn listens(&self, member: &Member) -> bool {
+        self.transport == Transport::Udp || listener::queue(&member.fd).is_ok()
+    }
+
     fn flush(&mut self, place: Option<Place>, backlog: u32) -> io::Result<()> {
+        self.attach();
         let Some(Place(place)) = place else {
             steer::flush(self.group.park(), backlog)?;
-            return match (&self.chooser, self.members.values().next()) {
-                (Chooser::Exact(exact), Some(member)) => exact.open(self.group.park(), &member.fd),
-                (Chooser::Exact(_) | Chooser::Even(_), _) => Ok(()),
-            };
+            self.attach();
+            return Ok(());
         };
         let member = self.members.get(&place).ok_or(io::ErrorKind::NotFound)?;
         steer::flush(&member.fd, backlog)?;
@@ -186,6 +199,7 @@ impl Steered {
     /// Closes a member. One whose worker is dead may still be held by what that has left behind: so it is shut
     /// down as well.
     pub(super) fn part(&mut self, Place(place): Place, orphaned: bool) {
+        self.attach();
         let Some(member) = self.members.remove(&place) else { return };
         let _ = self.watch.remove(&member.fd);
         if self.transport == Transport::Tcp && orphaned {
@@ -255,21 +269,23 @@ impl Steered {
     /// Puts right what a worker may have done, and counts who else listens here.
     pub(super) fn guard(&self) -> GuardFacts {
         let mut found = GuardFacts::default();
-        let Some(first) = self.members.values().next() else { return found };
         match &self.chooser {
             Chooser::Exact(exact) => {
-                let _ = exact.open(self.group.park(), &first.fd);
+                self.attach();
                 for (&place, member) in &self.members {
                     let there = exact.cookie(place).ok().flatten();
-                    let listens = self.transport == Transport::Udp || listener::queue(&member.fd).is_ok();
                     // One that does not listen is noticed by the next look.
-                    if listens && there != conn::cookie(&member.fd).ok() {
+                    if self.listens(member) && there != conn::cookie(&member.fd).ok() {
                         let _ = exact.set(place, member.tag, &member.fd);
                         found.lost.push(Place(place));
                     }
                 }
             }
-            Chooser::Even(even) => drop(even.choose(&first.fd, &self.ring)),
+            Chooser::Even(even) => {
+                if let Some(member) = self.members.values().find(|member| self.listens(member)) {
+                    let _ = even.choose(&member.fd, &self.ring);
+                }
+            }
         }
         found.strangers = self.strangers().unwrap_or(0);
         found
