@@ -23,6 +23,29 @@ pub fn kinds() -> Vec<Kind> {
     kinds
 }
 
+/// Whether the kernel can choose here; says so if not.
+///
+/// # Panics
+/// Under continuous integration, if not.
+#[must_use]
+#[track_caller]
+pub fn possible() -> bool {
+    let output = std::process::Command::new(lab::binary("phalanx")).args(["doctor", "--json"]).output();
+    let report: Option<Value> = output.ok().and_then(|output| serde_json::from_slice(&output.stdout).ok());
+    let possible = report.is_some_and(|report| report["steering"] == "exact");
+    if !possible {
+        lab::skip("steering is not possible here; see `phalanx doctor`");
+    }
+    possible
+}
+
+/// The [`kinds`], where the kernel can choose.
+#[must_use]
+#[track_caller]
+pub fn steered() -> Vec<Kind> {
+    if possible() { kinds() } else { Vec::new() }
+}
+
 /// Workers of one kind, all of them serving.
 pub struct Cluster {
     /// The primary.

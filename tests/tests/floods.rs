@@ -3,7 +3,7 @@
 use phalanx_tests::budget::{Kind, Mechanism, cells};
 use phalanx_tests::lab;
 use phalanx_tests::load::Load;
-use phalanx_tests::network::{Flood, alone, counter, half_open, scan};
+use phalanx_tests::network::{Flags, Flood, alone, counter, half_open, scan};
 use phalanx_tests::process::{Phalanx, free_port, wait_until};
 
 /// Each mechanism with the service on the library, in a network of its own.
@@ -85,10 +85,16 @@ fn half_open_floods_change_nothing() {
 
 #[test]
 fn scans_change_nothing() {
-    each(&[], |_, port, _| {
+    each(&[], |mechanism, port, phalanx| {
         for _ in 0..50 {
             scan(port).expect("a scan");
             Load::port(port).connections(4).run().assert_all_served();
+        }
+        if mechanism == Mechanism::Steer {
+            // What a scan sends that makes no sense, and what takes back what did.
+            let status = phalanx.status();
+            let odd = status["listeners"][0]["steering"]["odd"].as_u64();
+            assert!(odd >= Some(50 * Flags::SENSELESS.len() as u64), "{status}");
         }
     });
 }

@@ -5,7 +5,7 @@ use phalanx_tests::budget::{Kind, Mechanism};
 use phalanx_tests::lab;
 use phalanx_tests::load::{Ledger, Load};
 use phalanx_tests::process::{Builder, DEADLINE, Phalanx, Signal, kill, wait_for, wait_until};
-use phalanx_tests::steering::{Cluster, Held, PATIENT, kinds, number, total};
+use phalanx_tests::steering::{Cluster, Held, PATIENT, number, steered, total};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::os::unix::net::UnixStream;
@@ -14,7 +14,7 @@ const MECHANISMS: [Mechanism; 3] = [Mechanism::Steer, Mechanism::Handoff, Mechan
 
 /// Runs a check in every cell that there is: plain programs cannot be handed anything.
 fn each(policy: &str, options: &[&str], check: impl Fn(&mut Cluster, Mechanism)) {
-    for kind in kinds() {
+    for kind in steered() {
         for mechanism in MECHANISMS {
             if (kind, mechanism) == (Kind::Python, Mechanism::Handoff) {
                 continue;
@@ -115,7 +115,7 @@ fn fewest(cluster: &Cluster, hold: impl Fn() -> Held) {
 #[test]
 fn least_connections_of_a_unix_socket() {
     let dir = tempfile::tempdir().expect("a directory");
-    for kind in kinds().into_iter().filter(|kind| *kind == Kind::Node) {
+    for kind in steered().into_iter().filter(|kind| *kind == Kind::Node) {
         let path = dir.path().join("least.sock");
         let at = |builder: Builder| builder.env("PORT", &path);
         let cluster = Cluster::start_by(kind, 3, &["-p", "least-connections"], at);
@@ -142,7 +142,7 @@ fn none_in_every_cell() {
 #[test]
 fn shares_are_equal_within_one() {
     let each = if lab::long() { 25_000 } else { 500 };
-    for kind in kinds() {
+    for kind in steered() {
         let cluster = Cluster::start(kind, 4, &PATIENT);
         let ledger = load(&cluster).connections(4 * each).run();
         ledger.assert_equal_shares(4);
@@ -156,7 +156,7 @@ fn shares_are_equal_within_one() {
 /// All that wait for a worker which stands still are served by the other one when it is killed.
 #[test]
 fn what_waits_for_a_dead_worker_is_served_by_others() {
-    for kind in kinds() {
+    for kind in steered() {
         for patient in [true, false] {
             let options = if patient { &PATIENT[..] } else { &[] };
             let cluster = Cluster::start(kind, 2, options);
@@ -179,7 +179,7 @@ fn what_waits_for_a_dead_worker_is_served_by_others() {
 
 #[test]
 fn a_worker_that_stands_still_is_passed_over_until_it_goes_on() {
-    for kind in kinds() {
+    for kind in steered() {
         let cluster = Cluster::start(kind, 2, &["--hang-timeout", "never"]);
         let victim = cluster.pids()[0];
         kill(victim, Signal::STOP).expect("stopped");
@@ -205,7 +205,7 @@ fn a_worker_that_stands_still_is_passed_over_until_it_goes_on() {
 
 #[test]
 fn what_waits_when_all_are_dead_is_served_by_their_successors() {
-    for kind in kinds() {
+    for kind in steered() {
         let mut cluster = Cluster::start(kind, 2, &PATIENT);
         let before = cluster.pids();
         for pid in &before {
@@ -240,7 +240,7 @@ fn only_taken_failed(cluster: &Cluster, ledger: &Ledger) {
 #[test]
 fn a_worker_that_is_replaced_loses_only_what_it_had_taken() {
     let deaths = if lab::long() { 100 } else { 20 };
-    for kind in kinds() {
+    for kind in steered() {
         let mut cluster = Cluster::start(kind, 4, &[]);
         let running = load(&cluster).clients(16).start();
         for n in 0..deaths {
@@ -263,7 +263,7 @@ fn a_worker_that_is_replaced_loses_only_what_it_had_taken() {
 
 #[test]
 fn scaling_and_reloading_fail_nobody() {
-    for kind in kinds() {
+    for kind in steered() {
         let mut cluster = Cluster::start(kind, 2, &[]);
         let running = load(&cluster).clients(8).start();
         running.wait_served(100);
@@ -288,7 +288,7 @@ fn scaling_and_reloading_fail_nobody() {
 fn no_worker_makes_a_queue_smaller() {
     let limit = std::fs::read_to_string("/proc/sys/net/core/somaxconn").expect("a limit");
     let limit: u64 = limit.trim().parse().expect("a number");
-    for kind in kinds() {
+    for kind in steered() {
         let cluster = Cluster::start(kind, 2, &[]);
         let limits = wait_for("the limits", || {
             let limits = cluster.by_slot("queue_limit");
@@ -302,7 +302,7 @@ fn no_worker_makes_a_queue_smaller() {
 /// Only who keeps somebody waiting hangs: the other one is not looked at, and is well.
 #[test]
 fn a_worker_that_hangs_is_replaced() {
-    for kind in kinds() {
+    for kind in steered() {
         let options = ["--weights", "0,1", "--hang-timeout", "300ms", "--term-timeout", "100ms"];
         let mut cluster = Cluster::start(kind, 2, &options);
         let before = cluster.pids();
