@@ -129,6 +129,9 @@ pub enum Action {
         /// Which group.
         group: SocketId,
     },
+    /// Make a key for TLS session tickets from true randomness; answer with
+    /// [`handle_ticket_key`](crate::Primary::handle_ticket_key).
+    MakeTicketKey,
     /// Count the open connections of a listener: answer with
     /// [`handle_counted`](crate::Primary::handle_counted) for a group, or
     /// [`handle_peers`](crate::Primary::handle_peers) for any other.

@@ -34,6 +34,8 @@ pub(crate) enum Timer {
     Guard(ListenerId),
     /// Open connections are to be counted.
     Count(ListenerId),
+    /// A new key for TLS session tickets is due.
+    TicketKeys,
 }
 
 /// All deadlines of a cluster.

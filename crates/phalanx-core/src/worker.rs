@@ -19,6 +19,8 @@ pub struct Offer(Seq);
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum WorkerEvent<C> {
+    /// The keys of TLS session tickets, the present one first. They take the place of those before.
+    TicketKeys(String),
     /// The primary accepts for this listener and offers connections.
     Granted {
         /// Which.
@@ -269,6 +271,12 @@ impl<C> Worker<C> {
         self.say(&Message::Ready);
     }
 
+    /// Asks for the keys of TLS session tickets. [`WorkerEvent::TicketKeys`] follows now and after each change; never
+    /// under a primary of Node.
+    pub fn ask_ticket_keys(&mut self) {
+        self.say(&Message::TicketKeys { keys: String::new() });
+    }
+
     /// Says that this worker leaves by its own choice (DISC-07). [`WorkerEvent::Released`] follows.
     pub fn notify_leave(&mut self) {
         if self.leave_notice.is_none() {
@@ -319,6 +327,7 @@ impl<C> Worker<C> {
             Message::SocketGetCount { key } => {
                 self.say(&Message::SocketCount { key, count: 0 });
             }
+            Message::TicketKeys { keys } => self.events.push_back(WorkerEvent::TicketKeys(keys)),
             Message::User(message) => {
                 self.events.push_back(WorkerEvent::Message { message, handle: frame.handle });
             }

@@ -113,6 +113,7 @@ fn message(seq: Seq) -> impl Strategy<Value = Message> {
         ]),
         request().prop_map(move |request| Message::QueryServer { seq, request }),
         request().prop_map(|request| Message::Listening { request }),
+        key().prop_map(|keys| Message::TicketKeys { keys }),
         key().prop_map(|key| Message::Close { key }),
         key().prop_map(move |key| Message::NewConnection { seq, key }),
         reply().prop_map(Message::Reply),

@@ -70,6 +70,19 @@ pub fn memory_kib(pid: u32) -> io::Result<Memory> {
     Ok(Memory { rss_kib: pages.saturating_mul(rustix::param::page_size() as u64) / 1024 })
 }
 
+/// Random bytes that nobody can guess.
+///
+/// # Errors
+/// None is expected once the system is up.
+pub fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    let mut filled = 0;
+    while filled < N {
+        filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())?;
+    }
+    Ok(bytes)
+}
+
 /// Whether the main thread of a process runs, waits for a disk or is stopped, and does not sleep.
 ///
 /// # Errors
@@ -199,6 +212,11 @@ mod tests {
         assert!(memory_kib(std::process::id()).unwrap().rss_kib > 0);
         // No process has this number: it is beyond the highest that Linux gives.
         assert_eq!(memory_kib(1 << 30).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn no_random_bytes_come_twice() {
+        assert_ne!(random::<32>().unwrap(), random::<32>().unwrap());
     }
 
     #[test]

@@ -45,6 +45,8 @@ mod primary;
 mod run;
 mod settings;
 pub mod testing;
+#[cfg(feature = "rustls")]
+pub mod tls;
 mod watch;
 pub mod worker;
 

@@ -274,6 +274,7 @@ impl<C> Primary<C> {
                 flush_due: false,
                 channel_open: !plain,
                 relayed: Vec::new(),
+                wants_ticket_keys: false,
                 wants: self.config.ready.clone(),
                 before,
                 lent,
@@ -533,6 +534,8 @@ impl<C> Primary<C> {
             self.wanted = Some(0);
         }
         self.close_all_listeners();
+        self.timers.stop(Timer::TicketKeys);
+        self.ticket_keys.clear();
         self.events.push_back(Event::Finished);
     }
 }

@@ -84,6 +84,7 @@ impl<C> Primary<C> {
                 self.say(worker, &Message::SocketCount { key, count: 0 });
             }
             Message::Draining => self.live(now, worker, Input::GaveUp),
+            Message::TicketKeys { .. } => self.wants_ticket_keys(worker),
             Message::Ready => {
                 self.promised(now, worker, &Ready::Message);
                 self.reconcile(now);
@@ -131,9 +132,7 @@ mod tests {
     use crate::{Action, BoundAddress, Config};
 
     fn started(speaks: Speaks) -> (Primary<u32>, WorkerId) {
-        let mut config = Config::default();
-        config.speaks = speaks;
-        config.mechanism = crate::Mechanism::Handoff;
+        let config = Config { speaks, mechanism: crate::Mechanism::Handoff, ..Config::default() };
         let mut primary = Primary::new(config);
         let worker = primary.fork(Vec::new());
         assert!(matches!(primary.poll_action(), Some(Action::Spawn(_))));

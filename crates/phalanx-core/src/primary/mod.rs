@@ -11,6 +11,7 @@ mod rollout;
 mod seat;
 mod snapshot;
 mod steering;
+mod tickets;
 mod transmit;
 
 pub use causes::Hang;
@@ -77,6 +78,8 @@ pub struct Primary<C> {
     events: VecDeque<Event<C>>,
     effects: Vec<Effect>,
     wishes: Vec<Wish>,
+    /// The present one, and the one before.
+    ticket_keys: Vec<String>,
     refused: Refusals,
     unknown_answers: u64,
 }
@@ -108,6 +111,7 @@ impl<C> Primary<C> {
             events: VecDeque::new(),
             effects: Vec::new(),
             wishes: Vec::new(),
+            ticket_keys: Vec::new(),
             refused: Refusals::default(),
             unknown_answers: 0,
         }
@@ -146,6 +150,7 @@ impl<C> Primary<C> {
                 Timer::Shutdown => self.delay_over(now),
                 Timer::Steer(listener) => self.look(now, listener),
                 Timer::Guard(listener) => self.guard(now, listener),
+                Timer::TicketKeys => self.rotate_ticket_keys(),
                 Timer::Count(listener) => self.count_again(listener),
             }
         }

@@ -60,6 +60,7 @@ pub(super) struct Seat<C> {
     pub(super) channel_open: bool,
     /// Signals for when it is online.
     pub(super) relayed: Vec<i32>,
+    pub(super) wants_ticket_keys: bool,
     /// What makes it ready.
     pub(super) wants: Ready,
     /// What the worker before it did.

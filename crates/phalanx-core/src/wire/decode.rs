@@ -130,6 +130,7 @@ fn cluster(fields: &Fields<'_>) -> Result<Message, Wrong> {
         "disconnect" => Message::Disconnect,
         "draining" => Message::Draining,
         "ready" => Message::Ready,
+        "ticketKeys" => Message::TicketKeys { keys: fields.string(Member::Key)?.unwrap_or_default() },
         _ => Message::Unknown,
     })
 }

@@ -79,6 +79,11 @@ pub enum Message {
     Draining,
     /// Ours, W→P: the worker says that it is ready.
     Ready,
+    /// Ours. W→P, with nothing: the worker wants the keys of TLS session tickets. P→W: here they are.
+    TicketKeys {
+        /// As text; only the library looks into it.
+        keys: String,
+    },
     /// Internal, but nothing we know, or an envelope without content: ignored (an envelope still
     /// wants its receipt). Never written.
     Unknown,

@@ -477,6 +477,17 @@ impl Driver {
                 let connection = self.connect(worker, &key);
                 tokio::task::spawn_local(facts::probe(self.me.clone(), worker, connection, path));
             }
+            Action::MakeTicketKey => {
+                // A name of 8 bytes, and 32 of the key itself (crate::tls).
+                match phalanx_os::host::random::<40>() {
+                    Ok(key) => {
+                        let now = self.now();
+                        let key = key.iter().map(|byte| format!("{byte:02x}")).collect();
+                        self.core.handle_ticket_key(now, key);
+                    }
+                    Err(error) => tracing::error!(%error, "no random bytes: no key for TLS session tickets"),
+                }
+            }
             Action::Retire { generation } => {
                 self.programs.remove(&generation);
             }

@@ -54,6 +54,9 @@ pub(crate) enum Command {
     Flush(oneshot::Sender<()>),
     /// The worker is ready.
     Ready,
+    /// The keys of TLS session tickets are wanted.
+    #[cfg(feature = "rustls")]
+    TicketKeys,
     /// A signal asks this process to end.
     Drain,
     /// The worker leaves; answered when the channel is closed.
@@ -427,6 +430,10 @@ impl Driver {
                     self.core.refuse(offer);
                 }
             }
+            #[cfg(feature = "rustls")]
+            WorkerEvent::TicketKeys(keys) => crate::tls::renew(&keys),
+            #[cfg(not(feature = "rustls"))]
+            WorkerEvent::TicketKeys(_) => {}
             WorkerEvent::Disconnect => self.drain(),
             WorkerEvent::Message { message, handle } => {
                 let handle = handle.and_then(|fd| match Handle::received(fd) {
@@ -523,6 +530,8 @@ impl Driver {
             }
             Command::Flush(flushed) => self.flushed.push(flushed),
             Command::Ready => self.core.notify_ready(),
+            #[cfg(feature = "rustls")]
+            Command::TicketKeys => self.core.ask_ticket_keys(),
             Command::Drain => self.drain(),
             Command::Leave(left) if self.channel.is_none() => {
                 let _ = left.send(());
