@@ -34,6 +34,44 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! Or one program that is both: [`Builder::run`] starts this program again as the workers.
+//!
+//! ```no_run
+//! fn main() -> phalanx::Result<()> {
+//!     phalanx::Cluster::builder().workers("auto").run(|worker| async move {
+//!         let listener = phalanx::net::TcpListener::bind("0.0.0.0:3000").await?;
+//!         # drop((listener, worker));
+//!         // serve until phalanx::draining()
+//!         Ok(())
+//!     })
+//! }
+//! ```
+//!
+//! # What holds
+//!
+//! * A connection has one owner at any moment. One that a dead worker had not taken goes to another; one that it had
+//!   is closed at once, and none hangs.
+//! * A worker is *ready* by a fact, never by a timer. A reload touches nothing old before the new is ready.
+//! * Nothing that a worker sends or does stops the primary or another worker.
+//! * The cluster runs on a thread of its own and changes nothing process-wide.
+//!
+//! # From Node's `cluster`
+//!
+//! | Node | here |
+//! |---|---|
+//! | `isPrimary`, `isWorker` | [`worker()`] is `None`, or a [`Worker`] |
+//! | `setupPrimary`, `settings` | [`Cluster::builder`]; [`Primary::configure`], [`Primary::settings`] |
+//! | `fork`, `workers` | [`Builder::workers`], [`Primary::fork`], [`Primary::workers`] |
+//! | events | [`Primary::events`], [`Event`] |
+//! | `worker.send`, `.disconnect`, `.kill` | [`WorkerRef::send`], [`WorkerRef::disconnect`], [`WorkerRef::kill`] |
+//! | `process.send`, `process.on('message')` | [`Worker::send`], [`Worker::messages`] |
+//! | `server.listen` | [`net`] |
+//! | `disconnect` in a worker | [`draining()`] |
+//!
+//! # Features
+//!
+//! * `rustls`: `tls::ticketer`, TLS sessions that go on on any worker.
 
 mod builder;
 mod drain;
