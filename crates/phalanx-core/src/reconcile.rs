@@ -157,8 +157,15 @@ pub(crate) fn next_step(bounds: Bounds, places: &[Place]) -> Option<Step> {
     {
         return Some(Step::End(id));
     }
-    // First where nobody serves: there is nothing to lose.
-    let order = |place: &&Place| (place.has_worker(), place.ready, place.slot);
+    // First where nobody serves: there is nothing to lose. Of those alike who has run the longest: slots whose
+    // workers are due again at once must not keep the others waiting for ever.
+    let order = |place: &&Place| {
+        let worker = match place.occupant {
+            Occupant::Worker(id) => Some(id),
+            _ => None,
+        };
+        (place.has_worker(), place.ready, worker, place.slot)
+    };
     let mut due: Vec<&Place> = places
         .iter()
         .filter(is_wanted)
@@ -252,6 +259,12 @@ mod tests {
     fn nothing_is_lost_where_nobody_serves() {
         let waiting = Place { due: Due::Soon, ..place(1, Waiting) };
         assert_eq!(next_step(ONE_BY_ONE, &[due(0), waiting]), Some(Step::Surge(Slot(1))));
+    }
+
+    #[test]
+    fn who_has_run_the_longest_is_replaced_first() {
+        let young = Place { occupant: Worker(WorkerId(7)), ..due(0) };
+        assert_eq!(next_step(ONE_BY_ONE, &[young, due(1)]), Some(Step::Surge(Slot(1))));
     }
 
     #[test]
