@@ -58,7 +58,7 @@ pub(crate) struct Lives {
     /// Replace a worker that has run for so long
     #[arg(long, value_name = "TIME", value_parser = units::duration)]
     max_age: Option<Duration>,
-    /// Replace a worker that has taken so many connections by hand-off
+    /// Replace a worker that has taken so many connections (not with share)
     #[arg(long, value_name = "N")]
     max_connections: Option<u64>,
     /// What workers do when phalanx itself is killed: exit, drain or serve

@@ -100,7 +100,7 @@ pub struct Replacing {
     pub max_rss: Option<u64>,
     /// Time since it was started.
     pub max_age: Option<Duration>,
-    /// Connections that it has taken by hand-off.
+    /// Connections that it has taken by hand-off or steering. Steered ones are looked at every second, if set.
     pub max_connections: Option<u64>,
 }
 

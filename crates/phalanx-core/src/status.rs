@@ -65,7 +65,7 @@ pub struct WorkerStatus {
     pub last_end: Option<LastEnd>,
     /// Connections handed to it and not acknowledged.
     pub unacknowledged: u32,
-    /// Connections it has taken by hand-off.
+    /// Connections it has taken: exact in hand-off, at most in steering, 0 where it accepts from a shared socket.
     pub taken: u64,
     /// Resident memory in KiB, where the system tells.
     pub rss_kib: Option<u64>,
@@ -89,7 +89,7 @@ pub struct LastEnd {
     pub was_ready: bool,
     /// Milliseconds from its start to its end.
     pub lived_ms: u64,
-    /// Connections it had taken by hand-off.
+    /// Connections it had taken, as [`WorkerStatus::taken`] counts them.
     pub taken: u64,
 }
 

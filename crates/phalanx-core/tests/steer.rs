@@ -5,7 +5,7 @@ mod kernel;
 #[path = "steer/world.rs"]
 mod world;
 
-use phalanx_core::{Hurry, Policy, Slot};
+use phalanx_core::{Hurry, Policy, Slot, SocketId};
 use proptest::prelude::*;
 use std::time::Duration;
 use world::World;
@@ -125,6 +125,46 @@ fn a_hang_is_told_with_proof_and_only_then() {
     assert_eq!(world.hung, [victim]);
     world.resume(victim).run(Duration::from_secs(1)).connect(10).run(Duration::from_secs(1));
     assert_eq!(world.served.len(), 14);
+    world.end();
+}
+
+/// What waited was moved, nobody comes any more, and somebody else looks all the time, for `status`.
+#[test]
+fn a_hang_is_told_although_others_served_what_waited() {
+    let mut world = World::new(2, Policy::RoundRobin);
+    world.run(50 * MS);
+    let victim = world.worker_in(0);
+    world.stop(victim).connect(20).run(200 * MS);
+    assert_eq!((world.served.len(), world.hung.len()), (20, 0));
+    for _ in 0..2000 {
+        let facts = world.kernel.facts();
+        // It comes before the timer, as often as not.
+        world.now = world.now + 3 * MS;
+        world.primary.handle_looked(world.now, SocketId(0), &facts);
+        world.outcomes();
+        world.run(3 * MS);
+    }
+    assert_eq!(world.hung, [victim]);
+    world.end();
+}
+
+#[test]
+fn who_has_taken_enough_is_replaced_though_nobody_waits() {
+    let mut world = World::limited(2, 50);
+    world.run(50 * MS);
+    let before = world.living();
+    for _ in 0..80 {
+        world.connect(1).work();
+    }
+    world.run(Duration::from_secs(2));
+    assert_eq!(world.living(), before, "not yet");
+    for _ in 0..24 {
+        world.connect(1).work();
+    }
+    world.run(Duration::from_secs(5));
+    let after = world.living();
+    assert!(after.len() == 2 && after.iter().all(|id| !before.contains(id)), "{after:?}");
+    assert_eq!(world.served.len(), 104);
     world.end();
 }
 

@@ -157,7 +157,7 @@ pub enum Event {
         cause: Option<Cause>,
         /// Whether somebody had asked it to leave.
         exited_after_disconnect: bool,
-        /// Connections that it had taken by hand-off.
+        /// Connections that it had taken by hand-off, or at most so many by steering.
         taken: u64,
         /// Connections that it had been handed and had not acknowledged: they went to others.
         unacknowledged: u64,

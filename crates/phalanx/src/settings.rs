@@ -103,7 +103,8 @@ impl Builder {
         self
     }
 
-    /// Replaces a worker that has taken so many connections by hand-off, or up to a tenth fewer.
+    /// Replaces a worker that has taken so many connections, or up to a tenth fewer. Hand-off counts each as it is
+    /// taken, exact steering every second; nobody counts what workers accept from a socket that they share.
     #[must_use]
     pub fn max_connections(mut self, connections: u64) -> Builder {
         self.config.replacing.max_connections = Some(connections);

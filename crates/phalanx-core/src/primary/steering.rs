@@ -199,6 +199,10 @@ impl<C> Primary<C> {
         let Some(listener) = self.listeners.get(id) else { return };
         self.actions.push_back(Action::Guard { group: listener.socket });
         self.timers.set(Timer::Guard(id), now + GUARD_EVERY);
+        if self.config.replacing.max_connections.is_some() {
+            // While nobody waits, nobody tells how many were taken.
+            self.look(now, id);
+        }
     }
 
     /// What was found and put right: the answer to [`Action::Guard`].
@@ -288,6 +292,13 @@ impl<C> Primary<C> {
             Wish::Watch => Action::WatchQueues { group },
             Wish::Look { busy } => Action::Look { group, busy },
             Wish::Count => Action::Count { socket: group },
+            Wish::Took { worker, connections } => {
+                if let Some(seat) = self.seats.get_mut(&worker) {
+                    seat.taken += connections;
+                }
+                self.had_enough(now, worker);
+                return;
+            }
             Wish::Lags(worker) => {
                 self.events.push_back(Event::Lags { worker, key: key() });
                 return;

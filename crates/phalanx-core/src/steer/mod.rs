@@ -57,6 +57,11 @@ pub(crate) enum Wish {
         busy: Vec<(Place, WorkerId)>,
     },
     Count,
+    /// It has taken so many more connections, at most.
+    Took {
+        worker: WorkerId,
+        connections: u64,
+    },
     Lags(WorkerId),
     /// So many connections wait for it, and it has taken none for long.
     Hung {
@@ -259,7 +264,8 @@ impl Steering {
 
     /// What was seen.
     pub(crate) fn looked(&mut self, now: Time, facts: &GroupFacts, wishes: &mut Vec<Wish>) {
-        self.looking = false;
+        // Who looks for other reasons has not looked whether anybody is busy.
+        let asked = std::mem::take(&mut self.looking);
         let last = std::mem::replace(&mut self.looked_at, now);
         let before = std::mem::replace(&mut self.totals, GroupFacts { places: Vec::new(), ..facts.clone() });
         // Only the program puts connections there while somebody can be chosen, and it counts them.
@@ -278,7 +284,7 @@ impl Steering {
                 Some((facts.place, self.members.get_mut(&facts.place)?.see(last, now, facts)))
             })
             .collect();
-        self.judge(now, &took, wishes);
+        self.judge(now, asked, &took, wishes);
         self.act(now, wishes);
         self.choose(now, wishes);
         self.spend(&took, wishes);
@@ -295,10 +301,13 @@ impl Steering {
     }
 
     /// Who takes, who is stuck, who is back.
-    fn judge(&mut self, now: Time, took: &BTreeMap<Place, u64>, wishes: &mut Vec<Wish>) {
+    fn judge(&mut self, now: Time, asked: bool, took: &BTreeMap<Place, u64>, wishes: &mut Vec<Wish>) {
         let lag_after = self.lag_after;
         for (place, member) in &mut self.members {
-            if took.get(place).is_some_and(|took| *took > 0) {
+            if let Some(&connections) = took.get(place).filter(|took| **took > 0) {
+                if self.rule != Rule::Flow {
+                    wishes.push(Wish::Took { worker: member.worker, connections });
+                }
                 member.rests = 0;
                 if std::mem::take(&mut member.hung) {
                     wishes.push(Wish::Moves(member.worker));
@@ -310,6 +319,7 @@ impl Steering {
                 member.standing = member.standing.on(now, Input::Try);
             }
             if let Standing::Resting { until } = member.standing
+                && asked
                 && until <= now
             {
                 let input = match member.facts.busy {

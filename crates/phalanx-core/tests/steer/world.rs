@@ -38,25 +38,37 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(workers: u32, policy: Policy) -> World {
-        World::made(workers, policy, Duration::from_millis(5), false)
+        World::made(workers, policy, Duration::from_millis(5), false, None)
+    }
+
+    /// Each worker is to take so many connections and no more.
+    pub(crate) fn limited(workers: u32, max_connections: u64) -> World {
+        World::made(workers, Policy::RoundRobin, Duration::from_millis(5), false, Some(max_connections))
     }
 
     /// Its workers need so long to come up.
     pub(crate) fn booting(workers: u32, policy: Policy, boot: Duration) -> World {
-        World::made(workers, policy, boot, false)
+        World::made(workers, policy, boot, false, None)
     }
 
     /// Where steering is not possible.
     pub(crate) fn refusing(workers: u32, policy: Policy) -> World {
-        World::made(workers, policy, Duration::from_millis(5), true)
+        World::made(workers, policy, Duration::from_millis(5), true, None)
     }
 
-    fn made(workers: u32, policy: Policy, boot: Duration, refuse: bool) -> World {
+    fn made(
+        workers: u32,
+        policy: Policy,
+        boot: Duration,
+        refuse: bool,
+        max_connections: Option<u64>,
+    ) -> World {
         let mut config = Config::default();
         config.policy = policy;
         config.speaks = Speaks::Nothing;
         config.mechanism = Mechanism::Auto;
         config.on_hang = OnHang::Report;
+        config.replacing.max_connections = max_connections;
         let mut world = World {
             primary: Primary::new(config),
             kernel: Kernel::default(),
@@ -202,7 +214,8 @@ impl World {
             || self.processes.values().any(|process| process.up > self.now || process.leaving)
     }
 
-    fn work(&mut self) {
+    /// Everybody takes what waits, before anybody is told that it does.
+    pub(crate) fn work(&mut self) {
         for (&id, process) in &mut self.processes {
             let Some(socket) = process.socket else { continue };
             while !process.stopped && !process.leaving && process.up <= self.now && process.free <= self.now {
