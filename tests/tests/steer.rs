@@ -5,7 +5,7 @@ use phalanx_tests::budget::{Kind, Mechanism};
 use phalanx_tests::lab;
 use phalanx_tests::load::{Ledger, Load};
 use phalanx_tests::process::{Builder, DEADLINE, Phalanx, Signal, kill, wait_for, wait_until};
-use phalanx_tests::steering::{Cluster, Held, PATIENT, number, steered, total};
+use phalanx_tests::steering::{Cluster, Held, PATIENT, number, steered, total, workers};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::os::unix::net::UnixStream;
@@ -321,6 +321,41 @@ fn a_worker_that_hangs_is_replaced() {
         assert_eq!(hung.len(), 1, "{kind:?}: {events}");
         kill(before[0], Signal::CONT).expect("continued");
         cluster.phalanx.announce("hangs");
+        cluster.phalanx.finish();
+    }
+}
+
+/// What waited for it was moved, and nobody comes any more: it kept them waiting all the same.
+#[test]
+fn a_worker_that_hangs_is_found_although_others_served_what_waited_for_it() {
+    for kind in steered() {
+        let options = ["--hang-timeout", "1s", "--term-timeout", "100ms"];
+        let mut cluster = Cluster::start(kind, 2, &options);
+        let before = cluster.pids();
+        kill(before[0], Signal::STOP).expect("stopped");
+        load(&cluster).clients(4).connections(20).run().assert_all_served();
+        cluster.phalanx.wait_status("it is replaced", |status| {
+            status["ready"] == 2 && number(&status["workers"][0]["pid"]) != u64::from(before[0])
+        });
+        assert_eq!(cluster.pids()[1], before[1], "{kind:?}: the other one is well");
+        let why = cluster.phalanx.tell("why", ["0"]);
+        assert!(why.contains("it hung"), "{kind:?}: {why}");
+        cluster.phalanx.announce("hangs");
+        cluster.phalanx.finish();
+    }
+}
+
+#[test]
+fn who_has_taken_enough_is_replaced() {
+    for kind in steered() {
+        let mut cluster = Cluster::start(kind, 2, &["--max-connections", "40"]);
+        let before = cluster.pids();
+        let running = load(&cluster).clients(2).start();
+        cluster.phalanx.wait_status("both are replaced", |status| {
+            let now: Vec<u64> = workers(status).map(|it| number(&it["pid"])).collect();
+            status["ready"] == 2 && before.iter().all(|pid| !now.contains(&u64::from(*pid)))
+        });
+        running.stop().assert_all_served();
         cluster.phalanx.finish();
     }
 }
