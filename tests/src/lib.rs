@@ -5,6 +5,7 @@
 //! - [`process`]: programs under test, what they print, and how they must end;
 //! - [`steering`]: clusters of each kind of worker, in which the kernel chooses;
 //! - [`budget`]: what is lost when things go wrong;
+//! - [`mutations`]: small damages to the source, which tests must notice;
 //! - [`lab`]: the foreign programs (Node in several versions, uvicorn) and our fixtures.
 //!
 //! Nothing here depends on how fast a machine is: one waits for facts, and a
@@ -13,6 +14,7 @@
 pub mod budget;
 pub mod lab;
 pub mod load;
+pub mod mutations;
 pub mod network;
 pub mod process;
 pub mod raw;

@@ -183,6 +183,27 @@ fn nothing_more_is_missing_than_was() {
     assert_eq!(missing.len(), allowed, "`Missing:` in docs/conformance.md is to say how many rows are");
 }
 
+/// A mutation that changes nothing, or that nobody is to notice, proves nothing.
+#[test]
+fn every_mutation_is_of_the_source_and_its_test_shows_the_row() {
+    let rows = table().1;
+    let mut wrong = Vec::new();
+    let all = phalanx_tests::mutations::all();
+    assert!(all.len() >= 60);
+    for it in all {
+        if let Err(why) = it.damage(&read(&root().join(&it.file))) {
+            wrong.push(why);
+        }
+        let shown = rows.iter().any(|row| {
+            row.id == it.row && matches!(&row.shown, Shown::By(names) if names.contains(&it.test))
+        });
+        if !shown {
+            wrong.push(format!("{}: {} does not name {}", it.name, it.row, it.test));
+        }
+    }
+    assert!(wrong.is_empty(), "mutations that are out of date:\n{}", wrong.join("\n"));
+}
+
 #[test]
 fn tests_are_found_where_they_are() {
     let source = "#[test]\nfn a() {\n}\nfn no_test() {\n}\nmod tests {\n    mod inner {\n        #[test]\n        \
