@@ -27,8 +27,27 @@ fn who_joins_gets_what_waits_the_oldest_first() {
         it.connect(8000);
     }
     assert_eq!(it.offers(1).len(), 1, "stuck, with one in its hands");
+    it.worker();
+    it.ask(2, tcp("127.0.0.1", 8000, 0));
+    assert_eq!(it.take_all(2), [2, 3, 4], "before it says that it listens");
+}
+
+#[test]
+fn a_full_queue_leaves_the_rest_to_the_kernel_until_it_is_half_empty() {
+    let mut it = Stage::with(Mechanism::Handoff, Speaks::Node, |config| config.pending_max = 64);
     it.server(8000);
-    assert_eq!(it.take_all(2), [2, 3, 4]);
+    let socket = it.socket_at(8000).expect("bound");
+    for held in 1..=65 {
+        assert!(it.sockets[&socket].accepting, "{held}");
+        it.connect(8000);
+    }
+    assert_eq!(it.primary.ledger().pending, 64);
+    assert!(!it.sockets[&socket].accepting, "no more than that");
+    for left in (0..64).rev() {
+        let (seq, _) = it.offers(1)[0];
+        it.answer(1, seq, true);
+        assert_eq!((it.sockets[&socket].accepting, it.primary.ledger().pending), (left <= 32, left));
+    }
 }
 
 #[test]

@@ -87,13 +87,17 @@ fn datagrams_are_shared_whatever_the_policy() {
     let mut it = stage();
     it.worker();
     it.worker();
+    let third = it.worker();
     it.heard();
     it.serve_as(1, udp(0, 0));
     it.serve_as(2, udp(0, 0));
+    let carry = it.ask(third, udp(0, 0)).1;
+    assert!(matches!(carry, Carry::Socket(_)), "the socket itself: {carry:?}");
     assert_eq!(it.sockets.len(), 1);
     assert_eq!(it.heard(), ["listening 1 127.0.0.1 40000 udp4 -1", "listening 2 127.0.0.1 40000 udp4 -1"]);
     it.leave(1, None);
     it.leave(2, None);
+    it.leave(third, None);
     assert!(it.sockets.is_empty());
 }
 

@@ -138,6 +138,18 @@ fn what_is_offered_for_a_closed_key_goes_back_and_no_copy_stays() {
 }
 
 #[test]
+fn a_handle_that_did_not_arrive_is_said_to_be_lost() {
+    let mut end = End::new();
+    let (_, seq) = end.asks(8000);
+    end.granted(seq, "k");
+    while end.0.poll_event().is_some() {}
+    end.hears(&json!({ "cmd": "NODE_HANDLE", "type": "net.Native",
+        "msg": { "cmd": "NODE_CLUSTER", "act": "newconn", "key": "k", "seq": 7 } }));
+    assert!(end.0.poll_event().is_none());
+    assert_eq!(end.said(), [json!({ "cmd": "NODE_HANDLE_NACK" })], "and no answer");
+}
+
+#[test]
 fn a_leave_notice_is_said_once_and_the_answer_lets_go() {
     let mut end = End::new();
     end.0.notify_leave();
