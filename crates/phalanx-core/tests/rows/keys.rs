@@ -172,6 +172,20 @@ fn datagram_sockets_that_share_their_address_may_be_asked_for_twice() {
 }
 
 #[test]
+fn a_worker_that_does_not_count_may_ask_for_any_port_again_and_again() {
+    // v0.12 asks the primary for each datagram socket that merely sends.
+    let mut it = stage();
+    it.worker();
+    let mut fields = udp(0, 0);
+    fields.as_object_mut().unwrap().remove("index");
+    for n in 1..=200 {
+        it.serve_as(1, fields.clone());
+        assert_eq!(it.sockets.len(), n);
+    }
+    assert_eq!(it.state(1), "listening");
+}
+
+#[test]
 fn after_closing_the_same_worker_listens_again_a_hundred_times() {
     for mut it in both() {
         it.server(8000);
