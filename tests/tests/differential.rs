@@ -258,7 +258,7 @@ fn play(side: &mut dyn Side, scene: fn(&mut Scene<'_>)) -> BTreeMap<u32, Vec<Str
 }
 
 fn compare(name: &str, scene: fn(&mut Scene<'_>)) {
-    for version in ["18", "22"] {
+    for version in ["18", "20", "22", "26"] {
         for policy in ["rr", "none"] {
             let (Some(mut node), Some(mut ours)) = (Node::new(version, policy), Ours::new(version, policy))
             else {
@@ -388,7 +388,7 @@ fn messages_of_every_sort() {
 /// Where the two must differ.
 #[test]
 fn a_port_asked_for_twice_is_refused_and_kills_nobody() {
-    for version in ["18", "22"] {
+    for version in ["18", "20", "22", "26"] {
         for policy in ["rr", "none"] {
             let Some(mut ours) = Ours::new(version, policy) else { continue };
             let log = play(&mut ours, |it| {
