@@ -8,40 +8,16 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use axum::Router;
+use axum::extract::ConnectInfo;
 use axum::routing::get;
-use tokio::net::TcpStream;
-
-/// Connections for axum. A type of one's own, as both the trait and the listener are somebody else's.
-struct Listener(phalanx::net::TcpListener);
-
-impl axum::serve::Listener for Listener {
-    type Io = TcpStream;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (TcpStream, SocketAddr) {
-        loop {
-            match self.0.accept().await {
-                Ok(accepted) => return accepted,
-                Err(error) => {
-                    eprintln!("cannot accept: {error}");
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                }
-            }
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.0.local_addr()
-    }
-}
+use axum::serve::ListenerExt;
 
 fn app(worker: String) -> Router {
-    Router::new().fallback(get(move || {
+    Router::new().fallback(get(move |ConnectInfo(peer): ConnectInfo<SocketAddr>| {
         let worker = worker.clone();
-        async move { ([("x-worker", worker.clone())], format!("hello from {worker}\n")) }
+        async move { ([("x-worker", worker.clone())], format!("hello {peer} from {worker}\n")) }
     }))
 }
 
@@ -51,5 +27,8 @@ async fn main() -> io::Result<()> {
     let worker = std::env::var("PHALANX_SLOT").unwrap_or_else(|_| "alone".to_owned());
     let listener = phalanx::net::TcpListener::bind(format!("0.0.0.0:{port}")).await?;
     println!("listening on {}", listener.local_addr()?);
-    axum::serve(Listener(listener), app(worker)).with_graceful_shutdown(phalanx::draining()).await
+    // `axum::serve(listener, app)` is enough for those who need no `ConnectInfo`; axum gives that by itself to tokio's
+    // listener only, and to every one that is tapped.
+    let app = app(worker).into_make_service_with_connect_info::<SocketAddr>();
+    axum::serve(listener.tap_io(|_| {}), app).with_graceful_shutdown(phalanx::draining()).await
 }

@@ -7,11 +7,9 @@ use std::pin::Pin;
 use std::sync::{LazyLock, Once};
 use std::task::{Context, Poll};
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::worker::background::{self, block_on};
-use crate::worker::driver::Command;
+use crate::background::{self, block_on};
 
 static STATE: LazyLock<watch::Sender<bool>> = LazyLock::new(|| watch::Sender::new(false));
 static SIGNALS: Once = Once::new();
@@ -20,7 +18,7 @@ static SIGNALS: Once = Once::new();
 ///
 /// In a worker that is when the primary asks it to leave, or it leaves by itself; and everywhere when SIGTERM
 /// or SIGINT comes: from the first call on, neither ends the process any more. Works in any runtime and in
-/// none.
+/// none. (Where there are no such signals, Ctrl-C.)
 ///
 /// When the signals cannot be watched, that is logged and they keep their meaning.
 pub fn draining() -> Draining {
@@ -54,26 +52,34 @@ fn watch_signals() -> io::Result<()> {
     let handle = background::handle()?;
     let _inside = handle.enter();
     // Here and not in the task: when this returns, no signal is missed.
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let signal = signals()?;
     handle.spawn(async move {
-        either(&mut terminate, &mut interrupt).await;
+        signal.await;
         begin();
-        if let Some(worker) = crate::worker::known() {
-            worker.tell(Command::Drain);
-        }
+        crate::worker::drain();
     });
     Ok(())
 }
 
-async fn either(first: &mut Signal, second: &mut Signal) {
-    poll_fn(|cx| {
-        if first.poll_recv(cx).is_ready() || second.poll_recv(cx).is_ready() {
+/// SIGTERM or SIGINT.
+#[cfg(unix)]
+fn signals() -> io::Result<impl Future<Output = ()> + Send> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(poll_fn(move |cx| {
+        if terminate.poll_recv(cx).is_ready() || interrupt.poll_recv(cx).is_ready() {
             return Poll::Ready(());
         }
         Poll::Pending
-    })
-    .await;
+    }))
+}
+
+/// Ctrl-C.
+#[cfg(windows)]
+fn signals() -> io::Result<impl Future<Output = ()> + Send> {
+    let mut interrupt = tokio::signal::windows::ctrl_c()?;
+    Ok(poll_fn(move |cx| interrupt.poll_recv(cx).map(drop)))
 }
 
 /// Resolves when draining begins; see [`draining`]. Clones resolve at the same moment, and once resolved,

@@ -22,7 +22,11 @@
 //!
 //! # A primary
 //!
+//! On Linux.
+//!
 //! ```no_run
+//! # #[cfg(all(target_os = "linux", not(phalanx_standalone)))]
+//! # mod linux {
 //! use phalanx::{Cluster, Hurry};
 //!
 //! # fn main() -> phalanx::Result<()> {
@@ -32,6 +36,7 @@
 //! }
 //! # primary.stop(Hurry::Graceful).wait();
 //! # Ok(())
+//! # }
 //! # }
 //! ```
 //!
@@ -72,35 +77,49 @@
 //! # Features
 //!
 //! * `rustls`: `tls::ticketer`, TLS sessions that go on on any worker.
+//! * `axum-08`: `axum::serve` takes [`net::TcpListener`] and [`net::UnixListener`] (axum 0.8).
+//!
+//! # Where
+//!
+//! Clusters are for Linux. Everywhere else, and with `--cfg phalanx_standalone` in `RUSTFLAGS`, a service compiles and
+//! runs alone: [`net`], [`draining`] and [`worker()`], which finds no primary, are there; the rest is not.
 
-mod builder;
+mod background;
 mod drain;
-mod error;
-mod event;
-mod message;
 pub mod net;
-mod primary;
-mod run;
-mod settings;
-pub mod testing;
-#[cfg(feature = "rustls")]
-pub mod tls;
-mod watch;
+
+pub use drain::{Draining, draining};
+pub use phalanx_core::Policy;
+pub use worker::{InitError, Worker, init, worker};
+
+#[cfg(any(not(target_os = "linux"), phalanx_standalone))]
+#[path = "standalone.rs"]
 pub mod worker;
 
-pub use builder::{Builder, Cluster, Count, Line, Output};
-pub use drain::{Draining, draining};
-pub use error::{Error, ForkError, Result};
-pub use event::{Event, Events};
-pub use message::{Attached, Handle, SendError};
-pub use phalanx_core::policy::{Candidate, Candidates, PolicyImpl};
-pub use phalanx_core::steer::Engine;
-pub use phalanx_core::{
-    Aborted, BoundAddress, Cause, Ended, Generation, Hang, Hurry, LastEnd, LedgerStatus, Limits,
-    ListenerStatus, ListeningInfo, Mechanism, OnHang, Policy, Ready, Refused, Restart, Slot, SlotStatus,
-    Speaks, State, Status, SteeringStatus, Totals, WorkerId, WorkerStatus, WorkerView,
-};
-pub use primary::{Inspect, Primary, Progress, Reload, ReloadError, Settings, WorkerRef};
-pub use run::BoxError;
-pub use settings::{Orphans, UnknownOrphans};
-pub use worker::{ConfigError, InitError, Messages, Worker, init, worker};
+#[cfg(all(target_os = "linux", not(phalanx_standalone)))]
+mod builder;
+#[cfg(all(target_os = "linux", not(phalanx_standalone)))]
+mod cluster;
+#[cfg(all(target_os = "linux", not(phalanx_standalone)))]
+mod error;
+#[cfg(all(target_os = "linux", not(phalanx_standalone)))]
+mod event;
+#[cfg(all(target_os = "linux", not(phalanx_standalone)))]
+mod message;
+#[cfg(all(target_os = "linux", not(phalanx_standalone)))]
+mod primary;
+#[cfg(all(target_os = "linux", not(phalanx_standalone)))]
+mod run;
+#[cfg(all(target_os = "linux", not(phalanx_standalone)))]
+mod settings;
+#[cfg(all(target_os = "linux", not(phalanx_standalone)))]
+pub mod testing;
+#[cfg(all(feature = "rustls", target_os = "linux", not(phalanx_standalone)))]
+pub mod tls;
+#[cfg(all(target_os = "linux", not(phalanx_standalone)))]
+mod watch;
+#[cfg(all(target_os = "linux", not(phalanx_standalone)))]
+pub mod worker;
+
+#[cfg(all(target_os = "linux", not(phalanx_standalone)))]
+pub use cluster::*;

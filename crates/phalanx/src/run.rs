@@ -1,11 +1,11 @@
 //! One program that is the primary and its own workers.
 
+use crate::background::block_on;
 use crate::builder::Builder;
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::primary::Primary;
 use crate::worker::Worker;
-use crate::worker::background::block_on;
 use phalanx_core::{Hurry, Slot, Speaks, WorkerId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};

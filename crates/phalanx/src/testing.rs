@@ -18,10 +18,10 @@ use std::time::Duration;
 
 use phalanx_core::{BoundAddress, Generation, Hurry, Slot, Speaks, State, Status, WorkerStatus};
 
+use crate::background::{self, block_on};
 use crate::builder::{Builder, Cluster as Description, Count};
 use crate::event::Event;
 use crate::primary::{Primary, ReloadError};
-use crate::worker::background::{self, block_on};
 
 /// A broken service must not hold up a test run for ever.
 const DEADLINE: Duration = Duration::from_secs(60);

@@ -1,4 +1,5 @@
 //! What a builder says, as workers find it.
+#![cfg(all(target_os = "linux", not(phalanx_standalone)))]
 
 use phalanx::testing;
 use phalanx::{Candidates, PolicyImpl};

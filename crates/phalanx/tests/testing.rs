@@ -1,4 +1,5 @@
 //! A service in a test: `testing::Cluster`, and messages both ways.
+#![cfg(all(target_os = "linux", not(phalanx_standalone)))]
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};

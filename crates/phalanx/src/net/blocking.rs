@@ -11,7 +11,7 @@ use phalanx_os::conn;
 use super::ListenOptions;
 use super::source::{Source, Wanted, open_first};
 use super::tcp::std_stream;
-use crate::worker::background::{self, block_on};
+use crate::background::{self, block_on};
 
 /// As [`std::net::TcpListener`], in a worker and alone; see [`TcpListener`](super::TcpListener).
 ///

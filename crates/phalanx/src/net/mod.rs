@@ -1,14 +1,32 @@
 //! Sockets that are the same in a worker, under a service manager, and alone.
 
-pub mod blocking;
 mod options;
-mod source;
-mod tcp;
-mod udp;
-mod unix;
-
-pub use blocking::listen_std;
 pub use options::ListenOptions;
-pub use tcp::{TcpIncoming, TcpListener};
-pub use udp::UdpSocket;
-pub use unix::{UnixIncoming, UnixListener};
+
+#[cfg(feature = "axum-08")]
+mod axum;
+
+#[cfg(all(target_os = "linux", not(phalanx_standalone)))]
+mod linux {
+    pub use super::blocking::listen_std;
+    pub use super::tcp::{TcpIncoming, TcpListener};
+    pub use super::udp::UdpSocket;
+    pub use super::unix::{UnixIncoming, UnixListener};
+}
+#[cfg(all(target_os = "linux", not(phalanx_standalone)))]
+pub mod blocking;
+#[cfg(all(target_os = "linux", not(phalanx_standalone)))]
+mod source;
+#[cfg(all(target_os = "linux", not(phalanx_standalone)))]
+mod tcp;
+#[cfg(all(target_os = "linux", not(phalanx_standalone)))]
+mod udp;
+#[cfg(all(target_os = "linux", not(phalanx_standalone)))]
+mod unix;
+#[cfg(all(target_os = "linux", not(phalanx_standalone)))]
+pub use linux::*;
+
+#[cfg(any(not(target_os = "linux"), phalanx_standalone))]
+mod standalone;
+#[cfg(any(not(target_os = "linux"), phalanx_standalone))]
+pub use standalone::*;

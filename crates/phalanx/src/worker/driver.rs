@@ -600,7 +600,7 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
     use std::os::unix::net::UnixStream;
 
-    use crate::worker::background::{self, block_on};
+    use crate::background::{self, block_on};
 
     /// A primary by hand.
     struct Primary {

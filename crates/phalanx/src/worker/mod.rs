@@ -1,6 +1,5 @@
 //! This process as a worker: its channel to the primary.
 
-pub(crate) mod background;
 pub(crate) mod config;
 pub(crate) mod driver;
 pub(crate) mod queue;
@@ -17,6 +16,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::background;
 use crate::drain::Draining;
 use crate::message::{Attached, Handle, SendError};
 pub use config::ConfigError;
@@ -92,8 +92,15 @@ pub fn worker() -> Result<Option<Worker>, InitError> {
 }
 
 /// The worker, if it was taken already.
-pub(crate) fn known() -> Option<Worker> {
+fn known() -> Option<Worker> {
     WORKER.get()?.as_ref().ok()?.clone()
+}
+
+/// A signal asks this process to end: the primary is to know.
+pub(crate) fn drain() {
+    if let Some(worker) = known() {
+        worker.tell(Command::Drain);
+    }
 }
 
 fn take() -> Result<Option<Worker>, InitError> {
