@@ -384,3 +384,36 @@ fn a_tls_session_begun_on_one_node_worker_resumes_on_any_other() {
         phalanx.finish();
     }
 }
+
+#[test]
+fn without_its_primary_a_worker_ends_with_0_and_so_it_does_while_it_drains() {
+    for says in [None, Some("{\"cmd\":\"NODE_CLUSTER\",\"act\":\"disconnect\",\"seq\":0}\n")] {
+        let (ours, theirs) = phalanx_os::Channel::pair().expect("a channel");
+        let mut command = phalanx_os::Spawn::new(lab::binary("obedient"));
+        // As a Node primary starts its workers.
+        for (name, value) in
+            [("NODE_CHANNEL_FD", "3"), ("NODE_UNIQUE_ID", "1"), ("NODE_CHANNEL_SERIALIZATION_MODE", "json")]
+        {
+            command.env.push((name.into(), value.into()));
+        }
+        command.fds.push((3, theirs));
+        let mut process = command.spawn().expect("a process");
+        let (mut buffer, mut heard) = ([0; 4096], String::new());
+        wait_until("it is up", || {
+            if let Ok(received) = ours.recv(&mut buffer, &mut Vec::new()) {
+                heard.push_str(&String::from_utf8_lossy(&buffer[..received.len]));
+            }
+            heard.contains("\"online\"") && heard.contains("\"up\"")
+        });
+        if let Some(line) = says {
+            ours.send(line.as_bytes(), None).expect("room");
+        }
+        drop(ours);
+        let mut ended = None;
+        wait_until("it has ended", || {
+            ended = process.try_wait().expect("ours");
+            ended.is_some()
+        });
+        assert_eq!(ended, Some(phalanx_os::Ended::Exited(0)), "{says:?}");
+    }
+}
