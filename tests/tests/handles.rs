@@ -28,7 +28,8 @@ const NODE: &str = "
         }
         if (what === 'listen') {
             const server = net.createServer();
-            server.listen(exclusive, () => process.send('listener', server));
+            server.listen(exclusive, () =>
+                process.send('listener', server, () => server.close(() => process.send('closed'))));
         }
         if (what === 'bind') {
             const socket = dgram.createSocket('udp4');
@@ -125,6 +126,8 @@ fn sockets_go_to_and_from_node() {
         assert_eq!(read(server.accept().expect("accepted").0), "rust", "v{version}: the only copy");
         block_on(worker.send("listen")).expect("sent");
         let Some(Handle::TcpListener(listener)) = hear(&mut events).1 else { panic!("a listener") };
+        // Until then it is Node's as well: who blocks blocks both, and either may accept.
+        assert_eq!(hear(&mut events).0, "closed");
         listener.set_nonblocking(false).expect("a mode");
         let client = TcpStream::connect(listener.local_addr().expect("its address")).expect("it listens");
         listener.accept().expect("accepted").0.write_all(b"rust").expect("room");
