@@ -23,7 +23,7 @@ fn core_stays_within_its_budget_of_instructions() {
     }
     // A budget is for what users run.
     let built = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--release", "-p", "phalanx-tests", "--bin", "instructions"])
+        .args(["build", "--quiet", "--release", "-p", "phalanx-core", "--example", "instructions"])
         .args(["--message-format", "json-render-diagnostics"])
         .current_dir(lab::root())
         .output()

@@ -10,7 +10,9 @@ use std::process::ExitCode;
 use phalanx_core::wire::{
     Decoder, Family, HANDLE_ACK, ListenRequest, NewConnectionLine, Seq, encode_answer, encode_new_connection,
 };
-use phalanx_core::{Action, BoundAddress, Config, Primary, SocketId, Time, Worker, WorkerEvent, WorkerId};
+use phalanx_core::{
+    Action, BoundAddress, Config, Mechanism, Primary, SocketId, Time, Worker, WorkerEvent, WorkerId,
+};
 
 const KEY: &str = "127.0.0.1:8000:4:undefined:0";
 const WORKERS: u32 = 4;
@@ -65,7 +67,9 @@ struct Cluster {
 
 impl Cluster {
     fn new() -> Self {
-        let mut it = Self { primary: Primary::new(Config::default()), socket: SocketId(0) };
+        let mut config = Config::default();
+        config.mechanism = Mechanism::Handoff;
+        let mut it = Self { primary: Primary::new(config), socket: SocketId(0) };
         it.primary.set_wanted(Time::ZERO, WORKERS);
         let mut born = Vec::new();
         while let Some(action) = it.primary.poll_action() {
