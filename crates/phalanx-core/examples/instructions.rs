@@ -3,6 +3,8 @@
 //! `instructions CASE TIMES`. The cases are those of `tests/instructions.txt`; the test of the
 //! same name runs this program twice under callgrind and looks at the difference.
 
+#![expect(clippy::disallowed_methods, reason = "a program around core is told what to do")]
+
 use std::hint::black_box;
 use std::net::SocketAddr;
 use std::process::ExitCode;
