@@ -100,6 +100,8 @@ pub(crate) const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
 /// A worker whose channel closed unexpectedly has this long to end by itself (CHILD-02: it should at once).
 const GRACE: Duration = Duration::from_secs(1);
+/// From the moment when a program without a channel gets nothing new to its signal.
+const YIELD: Duration = Duration::from_millis(50);
 
 impl Default for Limits {
     fn default() -> Limits {
@@ -177,6 +179,8 @@ enum Stage {
     Idle,
     /// It must say `online`.
     Start,
+    /// A program without a channel must have read what it accepted last; then it gets its signal.
+    Yield,
     /// It must have drained.
     Drain,
     /// It must have ended by itself.
@@ -325,15 +329,18 @@ impl Life {
             (Starting | Online | Listening, Input::Leave { then }) => {
                 self.exited_after_disconnect = Some(true);
                 effects.push(Effect::LeaveListeners);
+                self.state = Draining;
                 if self.has_channel() {
                     effects.push(Effect::AskToLeave);
+                    effects.push(Effect::Announce(Announce::Draining));
+                    self.drain(then)
                 } else {
-                    // It cannot be told: the signal is the order to drain.
-                    effects.push(Effect::Signal(then.unwrap_or(self.limits.stop_signal)));
+                    // It cannot be told: the signal is the order to drain. Not yet: servers close what they have
+                    // accepted and not read when it comes. Nothing new is given to it from here on.
+                    effects.push(Effect::Announce(Announce::Draining));
+                    self.then = then.or(self.then);
+                    self.deadline(Stage::Yield)
                 }
-                self.state = Draining;
-                effects.push(Effect::Announce(Announce::Draining));
-                self.drain(then)
             }
             // Leaving already: a kill on top of a disconnect adds the signal and its deadline.
             (Draining, Input::Leave { then }) if self.then.is_none() && then.is_some() => {
@@ -460,6 +467,10 @@ impl Life {
                 effects.push(Effect::Signal(SIGKILL));
                 self.deadline(Stage::Idle)
             }
+            Stage::Yield => {
+                effects.push(Effect::Signal(self.then.unwrap_or(self.limits.stop_signal)));
+                self.deadline(Stage::Drain)
+            }
             Stage::Drain if self.has_channel() => {
                 self.cause.get_or_insert(Cause::DrainTimeout);
                 effects.push(Effect::Signal(self.then.unwrap_or(self.limits.stop_signal)));
@@ -509,6 +520,7 @@ impl Life {
         Some(match stage {
             Stage::Idle => None,
             Stage::Start => self.limits.start_timeout,
+            Stage::Yield => Some(YIELD),
             Stage::Drain => Some(self.limits.drain_timeout),
             Stage::Grace => Some(GRACE),
             Stage::Term => Some(self.limits.term_timeout),
@@ -605,8 +617,10 @@ mod tests {
         for speaks in [Speaks::Nothing, Speaks::Perhaps] {
             let mut life = life(speaks, true);
             let effects = drive(&mut life, vec![Input::Leave { then: Some(15) }]);
-            assert!(effects.contains(&Effect::Signal(15)), "{effects:?}");
-            assert!(!effects.contains(&Effect::AskToLeave));
+            assert!(effects.contains(&Effect::LeaveListeners));
+            let told = |effect: &Effect| matches!(effect, Effect::Signal(_) | Effect::AskToLeave);
+            assert!(!effects.iter().any(told), "what it accepted last is still to be read: {effects:?}");
+            assert_eq!(drive(&mut life, vec![Input::Timeout]), [Effect::Signal(15)]);
             let effects = drive(&mut life, vec![Input::Timeout]);
             assert_eq!(effects, [Effect::Signal(SIGKILL)]);
             let effects = drive(&mut life, vec![Input::Ended(Ended::Signal(9, false))]);
