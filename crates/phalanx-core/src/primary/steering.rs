@@ -199,8 +199,9 @@ impl<C> Primary<C> {
         let Some(listener) = self.listeners.get(id) else { return };
         self.actions.push_back(Action::Guard { group: listener.socket });
         self.timers.set(Timer::Guard(id), now + GUARD_EVERY);
-        if self.config.replacing.max_connections.is_some() {
-            // While nobody waits, nobody tells how many were taken.
+        let counts = listener.steering.as_ref().is_some_and(Steering::counts);
+        if counts || self.config.replacing.max_connections.is_some() {
+            // While nobody waits, nobody tells how many were taken, or are over.
             self.look(now, id);
         }
     }

@@ -94,6 +94,8 @@ pub(crate) struct Steering {
     looking: bool,
     looked_at: Time,
     counted: Time,
+    /// Connections were taken since, and it was too early to count again.
+    uncounted: bool,
     /// Somebody looks after it each second.
     pub(crate) guarded: bool,
     pub(crate) strangers: u32,
@@ -124,6 +126,7 @@ impl Steering {
             looking: false,
             looked_at: Time::ZERO,
             counted: Time::ZERO,
+            uncounted: false,
             guarded: false,
             strangers: 0,
             tampered: 0,
@@ -232,7 +235,8 @@ impl Steering {
             .served_since
             .map(|since| since + SETTLE)
             .filter(|settled| self.totals.park_queued > 0 || self.looked_at < *settled);
-        standing.chain(graces).chain(soon).chain(park).min()
+        let count = self.uncounted.then(|| self.counted + COUNT_EVERY);
+        standing.chain(graces).chain(soon).chain(park).chain(count).min()
     }
 
     /// How long after the last look the next one is wanted; `None` while nobody waits and somebody watches.
@@ -293,9 +297,15 @@ impl Steering {
             self.totals.park_queued = 0;
             self.poke(wishes);
         }
-        if self.rule == Rule::Least && now.since(self.counted) >= COUNT_EVERY {
-            self.counted = now;
-            wishes.push(Wish::Count);
+        if self.rule == Rule::Least {
+            if now.since(self.counted) >= COUNT_EVERY {
+                self.counted = now;
+                self.uncounted = false;
+                wishes.push(Wish::Count);
+            } else {
+                // Whoever comes next is not to be placed by what was before.
+                self.uncounted |= took.values().any(|took| *took > 0);
+            }
         }
         self.watch(wishes);
     }
@@ -530,6 +540,11 @@ impl Steering {
         if let Some(member) = self.members.values_mut().find(|member| member.socket == socket) {
             member.moved_out += moved;
         }
+    }
+
+    /// Whether it chooses by how many are open.
+    pub(crate) fn counts(&self) -> bool {
+        self.rule == Rule::Least
     }
 
     /// Open connections were counted.
