@@ -169,9 +169,14 @@ impl Scenario {
             Self::Hung => {
                 let victim = it.workers()[0];
                 kill(victim, Signal::STOP).expect("stopped");
-                load.wait_served(load.served() + size.between);
+                // It may have accepted all the clients there are; of those who come now it accepts none.
+                let fresh = it.load();
+                fresh.wait_served(size.between);
                 kill(victim, Signal::CONT).expect("continued");
                 load.wait_served(load.served() + size.between);
+                let fresh = fresh.stop();
+                assert_eq!(fresh.failed(), 0, "{mechanism:?} {kind:?}: {:?}", fresh.failures);
+                it.apart += fresh.served;
             }
             Self::CrashLoop => load.wait_served(load.served() + size.times * size.between),
             Self::Reload => {
@@ -196,7 +201,10 @@ impl Scenario {
 
     fn row(self, mechanism: Mechanism, kind: Kind, ledger: &Ledger) -> Row {
         let mut broken = ledger.imbalances();
-        broken.extend(self.promise(mechanism, kind, ledger).err());
+        if let Err(what) = self.promise(mechanism, kind, ledger) {
+            let first = ledger.failures.first().map(|it| format!(" ({it:?})"));
+            broken.push(what + &first.unwrap_or_default());
+        }
         Row {
             scenario: self.to_string(),
             mechanism,
@@ -299,8 +307,8 @@ struct Stage {
     size: Size,
     port: u16,
     phalanx: Phalanx,
-    /// What the primary had counted before the load.
-    before: u64,
+    /// What the primary counts apart from the load.
+    apart: u64,
 }
 
 fn number(value: &Value) -> u64 {
@@ -342,9 +350,9 @@ impl Stage {
             builder = builder.env("FAIL", "3").env("FAIL_SLOT", "0");
         }
         let mut it =
-            Self { scenario, mechanism, kind, size, port, phalanx: builder.start(command), before: 0 };
+            Self { scenario, mechanism, kind, size, port, phalanx: builder.start(command), apart: 0 };
         it.wait_ready(size.workers - usize::from(crashing));
-        it.before = accounted(&it.phalanx.status());
+        it.apart = accounted(&it.phalanx.status());
         it
     }
 
@@ -398,7 +406,7 @@ impl Stage {
         });
         let mut row = self.scenario.row(self.mechanism, self.kind, &ledger);
         if self.mechanism == Mechanism::Handoff {
-            let counted = accounted(&status) - self.before;
+            let counted = accounted(&status) - self.apart;
             if counted != ledger.served + ledger.failed() - ledger.refused {
                 row.broken.push(format!("the primary counts {counted}"));
             }
