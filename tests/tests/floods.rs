@@ -18,6 +18,8 @@ fn each(settings: &[(&str, &str)], check: impl Fn(Mechanism, u16, &mut Phalanx) 
                 .workers(4)
                 .env("HOST", "0.0.0.0")
                 .options(["--channel", "phalanx", "--mechanism", mechanism.name()])
+                // Who waits long for a processor is passed over, and that is no matter of floods.
+                .options(["--lag-after", "60s"])
                 .start([lab::binary("service").into_os_string(), "async".into(), port.to_string().into()]);
             phalanx.wait_listening(4);
             check(mechanism, port, &mut phalanx);
