@@ -78,6 +78,7 @@ static bool goes_on(struct conversation *it, int id) {
     return false;
 }
 
+/* A connection; -1: none yet, -2: none any more. */
 static int received(int channel) {
     char byte;
     union {
@@ -91,7 +92,7 @@ static int received(int channel) {
         return -1;
     struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
     if (n <= 0 || !c || c->cmsg_type != SCM_RIGHTS)
-        _exit(0);
+        return -2;
     int fd;
     memcpy(&fd, CMSG_DATA(c), sizeof fd);
     return fd;
@@ -129,15 +130,21 @@ static void worker(int channel, int id, bool acks) {
     signal(SIGPIPE, SIG_IGN);
     int waits = epoll_create1(EPOLL_CLOEXEC);
     watch(waits, channel, NULL);
-    for (;;) {
+    bool over = false;
+    for (long open = 0; !over || open > 0;) {
         struct epoll_event events[64];
         int n = epoll_wait(waits, events, 64, -1);
         for (int e = 0; e < n; e++) {
             struct conversation *it = events[e].data.ptr;
             if (!it) {
                 int fd = received(channel);
+                if (fd == -2) {
+                    over = true;
+                    epoll_ctl(waits, EPOLL_CTL_DEL, channel, NULL);
+                }
                 if (fd < 0)
                     continue;
+                open++;
                 if (acks && write(channel, "a", 1) != 1)
                     _exit(1);
                 it = malloc(sizeof *it);
@@ -151,9 +158,11 @@ static void worker(int channel, int id, bool acks) {
                 epoll_ctl(waits, EPOLL_CTL_DEL, it->fd, NULL);
                 close(it->fd);
                 free(it);
+                open--;
             }
         }
     }
+    _exit(0);
 }
 
 static void pass(int channel, int fd) {
