@@ -8,7 +8,7 @@
 //!   timers, no logging, no runtime; the only loops are the ones that restart a call after `EINTR`.
 //!   Whether to try again, how often and for whom is for the caller, who is given errors sorted by what can
 //!   be done about them.
-//! * **It never waits**, with exceptions that say so: [`Spawn::spawn`] returns when the new program runs or
+//! * **It never waits**, with exceptions that say so: [`bell::Bell::wait`] for what it was told to; [`Spawn::spawn`] returns when the new program runs or
 //!   could not be started, [`steer::allows::survey`] when a child of its own has ended, and closing a socket
 //!   whose linger time somebody set can block ([`conn::clear_linger`] first).
 //! * **Every fd has an owner.** A function borrows with `impl AsFd` and gives away with `OwnedFd`. Fds that
@@ -35,6 +35,7 @@
 
 #![cfg(target_os = "linux")]
 
+pub mod bell;
 pub mod cgroup;
 pub mod channel;
 pub mod conn;

@@ -268,7 +268,18 @@ pub enum AcceptError {
 /// # Errors
 /// See [`AcceptError`].
 pub fn accept(fd: impl AsFd) -> Result<(OwnedFd, Option<SocketAddr>), AcceptError> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    accept_with(fd, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)
+}
+
+/// As [`accept`], but the connection blocks. Whether the call waits is a matter of the listener.
+///
+/// # Errors
+/// As [`accept`].
+pub fn accept_blocking(fd: impl AsFd) -> Result<(OwnedFd, Option<SocketAddr>), AcceptError> {
+    accept_with(fd, SocketFlags::CLOEXEC)
+}
+
+fn accept_with(fd: impl AsFd, flags: SocketFlags) -> Result<(OwnedFd, Option<SocketAddr>), AcceptError> {
     match retry_on_intr(|| rustix::net::acceptfrom_with(&fd, flags)) {
         Ok((connection, peer)) => Ok((connection, peer.and_then(|peer| SocketAddr::try_from(peer).ok()))),
         Err(Errno::AGAIN) => Err(AcceptError::WouldBlock),

@@ -1,9 +1,8 @@
 //! For programs without a runtime of their own.
 
-use std::future::poll_fn;
 use std::io;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
-use std::pin::pin;
+use std::os::fd::OwnedFd;
 use std::task::Poll;
 
 use phalanx_os::conn;
@@ -11,13 +10,14 @@ use phalanx_os::conn;
 use super::ListenOptions;
 use super::source::{Source, Wanted, open_first};
 use super::tcp::std_stream;
-use crate::background::{self, block_on};
+use super::wait;
+use crate::background::block_on;
 
 /// As [`std::net::TcpListener`], in a worker and alone; see [`TcpListener`](super::TcpListener).
 ///
 /// Threads may share it and accept at the same time. Not for use in asynchronous tasks.
 #[derive(Debug)]
-pub struct TcpListener(Source);
+pub struct TcpListener(Source<OwnedFd>);
 
 impl TcpListener {
     /// Listens at the first of these addresses that can be had.
@@ -34,8 +34,7 @@ impl TcpListener {
     /// As [`bind`](Self::bind).
     pub fn bind_with(addr: impl ToSocketAddrs, options: ListenOptions) -> io::Result<Self> {
         let opened = block_on(open_first(addr.to_socket_addrs()?, Wanted::Tcp, &options, false))?;
-        let _inside = background::handle()?.enter();
-        Ok(Self(Source::new(opened)?))
+        Ok(Self(Source::unwatched(opened)?))
     }
 
     /// The next connection, which is blocking.
@@ -62,33 +61,17 @@ impl TcpListener {
     }
 
     fn next(&self) -> Option<io::Result<(TcpStream, SocketAddr)>> {
-        // Under load there is always one: then nobody needs to be asked to wait for it.
-        if let Some(accepted) = self.0.try_accept() {
-            match accepted.map(std_stream) {
-                Ok(Some((stream, peer))) => {
-                    return Some(conn::set_nonblocking(&stream, false).map(|()| (stream, peer)));
+        wait::on_thread(self.0.socket(), |cx| {
+            loop {
+                match self.0.poll_accept(cx).map_ok(std_stream) {
+                    Poll::Ready(Ok(Some(accepted))) => return Poll::Ready(Ok(accepted)),
+                    // Gone already.
+                    Poll::Ready(Ok(None)) => {}
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending => return Poll::Pending,
                 }
-                Ok(None) => {}
-                Err(error) => return Some(Err(error)),
             }
-        }
-        let mut draining = crate::drain::current();
-        loop {
-            let mut accept = pin!(self.0.accept());
-            let next = block_on(poll_fn(|cx| {
-                if pin!(&mut draining).poll(cx).is_ready() {
-                    return Poll::Ready(None);
-                }
-                accept.as_mut().poll(cx).map(Some)
-            }))?;
-            let connection = match next {
-                Ok(connection) => connection,
-                Err(error) => return Some(Err(error)),
-            };
-            if let Some((stream, peer)) = std_stream(connection) {
-                return Some(conn::set_nonblocking(&stream, false).map(|()| (stream, peer)));
-            }
-        }
+        })
     }
 }
 

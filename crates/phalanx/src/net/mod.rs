@@ -24,6 +24,8 @@ mod udp;
 #[cfg(all(target_os = "linux", not(phalanx_standalone)))]
 mod unix;
 #[cfg(all(target_os = "linux", not(phalanx_standalone)))]
+mod wait;
+#[cfg(all(target_os = "linux", not(phalanx_standalone)))]
 pub use linux::*;
 
 #[cfg(any(not(target_os = "linux"), phalanx_standalone))]

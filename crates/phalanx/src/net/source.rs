@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -215,10 +215,10 @@ fn invalid(text: &'static str) -> io::Error {
 
 /// A listener: what the primary hands over (`Stub`), a socket of our own (`Own`), or both (`Shared`).
 #[derive(Debug)]
-enum Backend {
+enum Backend<S> {
     Stub { handed: Handed },
-    Shared { socket: AsyncFd<OwnedFd>, handed: Handed },
-    Own { socket: AsyncFd<OwnedFd> },
+    Shared { socket: S, handed: Handed },
+    Own { socket: S },
 }
 
 #[derive(Debug)]
@@ -243,22 +243,20 @@ pub(crate) struct Arrived {
     pub(crate) peer: Option<SocketAddr>,
 }
 
-/// What accepts, whatever the family.
+/// What accepts, whatever the family. A runtime watches its socket, or nobody does.
 #[derive(Debug)]
-pub(crate) struct Source {
-    backend: Backend,
+pub(crate) struct Source<S = AsyncFd<OwnedFd>> {
+    backend: Backend<S>,
     pub(crate) address: Option<SocketAddr>,
     pub(crate) data: Option<Value>,
     /// One waiter at a time is enough for `poll_accept`; `accept` may have many.
     turn: Mutex<()>,
 }
 
-impl Source {
-    /// To be called in a runtime, which will watch the socket.
-    pub(crate) fn new(opened: Opened) -> io::Result<Self> {
+impl<S> Source<S> {
+    fn with(opened: Opened, watched: impl FnOnce(OwnedFd) -> io::Result<S>) -> io::Result<Self> {
         let handed = opened.handed.map(|(queue, ticket)| Handed { queue, ticket });
-        let socket = opened.socket.map(|socket| watch(socket, Interest::READABLE)).transpose()?;
-        let backend = match (socket, handed) {
+        let backend = match (opened.socket.map(watched).transpose()?, handed) {
             (Some(socket), Some(handed)) => Backend::Shared { socket, handed },
             (Some(socket), None) => Backend::Own { socket },
             (None, Some(handed)) => Backend::Stub { handed },
@@ -267,12 +265,48 @@ impl Source {
         Ok(Self { backend, address: opened.address, data: opened.data, turn: Mutex::new(()) })
     }
 
-    fn parts(&self) -> (Option<&AsyncFd<OwnedFd>>, Option<&Handed>) {
+    fn parts(&self) -> (Option<&S>, Option<&Handed>) {
         match &self.backend {
             Backend::Stub { handed } => (None, Some(handed)),
             Backend::Shared { socket, handed } => (Some(socket), Some(handed)),
             Backend::Own { socket } => (Some(socket), None),
         }
+    }
+}
+
+impl Source<OwnedFd> {
+    /// For those who wait for the socket by themselves.
+    pub(crate) fn unwatched(opened: Opened) -> io::Result<Self> {
+        Self::with(opened, Ok)
+    }
+
+    /// The socket to wait for.
+    pub(crate) fn socket(&self) -> Option<BorrowedFd<'_>> {
+        self.parts().0.map(AsFd::as_fd)
+    }
+
+    /// The next connection, blocking; registers only for what is handed over. Pending for ever once draining has
+    /// begun.
+    pub(crate) fn poll_accept(&self, cx: &Context<'_>) -> Poll<io::Result<Arrived>> {
+        if crate::drain::begun() {
+            return Poll::Pending;
+        }
+        let (socket, handed) = self.parts();
+        // What was handed over has waited before.
+        if let Some(Poll::Ready(connection)) = handed.map(|handed| handed.poll_take(cx)) {
+            return Poll::Ready(conn::set_nonblocking(&connection.fd, false).map(|()| connection));
+        }
+        match socket.and_then(|socket| accept(socket, Blocking::Yes)) {
+            Some(accepted) => Poll::Ready(accepted),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl Source {
+    /// To be called in a runtime, which will watch the socket.
+    pub(crate) fn new(opened: Opened) -> io::Result<Self> {
+        Self::with(opened, |socket| watch(socket, Interest::READABLE))
     }
 
     /// The next connection: close-on-exec, non-blocking. Pending for ever once draining has begun.
@@ -291,20 +325,11 @@ impl Source {
                 Poll::Ready(ready) => ready?,
                 Poll::Pending => return Poll::Pending,
             };
-            match accept(socket) {
+            match accept(socket, Blocking::No) {
                 None => ready.clear_ready(),
                 Some(accepted) => return Poll::Ready(accepted),
             }
         }
-    }
-
-    /// A connection that waits at a socket of ours, without a look at the runtime. `None`: none does, or draining
-    /// has begun.
-    pub(crate) fn try_accept(&self) -> Option<io::Result<Arrived>> {
-        let (socket, handed) = self.parts();
-        // What was handed over has waited before.
-        let first = handed.is_none_or(|handed| handed.queue.is_empty()) && !crate::drain::begun();
-        accept(socket.filter(|_| first)?)
     }
 
     /// As [`poll_accept`](Self::poll_accept), for any number of tasks.
@@ -317,7 +342,7 @@ impl Source {
                 if crate::drain::begun() {
                     return std::future::pending().await;
                 }
-                match accept(socket) {
+                match accept(socket, Blocking::No) {
                     None => ready.clear_ready(),
                     Some(accepted) => return accepted,
                 }
@@ -336,10 +361,21 @@ impl Source {
     }
 }
 
+/// What the application wants of a connection.
+#[derive(Clone, Copy)]
+enum Blocking {
+    Yes,
+    No,
+}
+
 /// `None`: there is none. A connection that broke is passed over.
-fn accept(socket: &AsyncFd<OwnedFd>) -> Option<io::Result<Arrived>> {
+fn accept(socket: impl AsFd, blocking: Blocking) -> Option<io::Result<Arrived>> {
     loop {
-        return match listener::accept(socket.get_ref().as_fd()) {
+        let accepted = match blocking {
+            Blocking::No => listener::accept(&socket),
+            Blocking::Yes => listener::accept_blocking(&socket),
+        };
+        return match accepted {
             Ok((fd, peer)) => Some(Ok(Arrived { fd, peer })),
             Err(AcceptError::WouldBlock) => None,
             Err(AcceptError::Connection(_)) => continue,

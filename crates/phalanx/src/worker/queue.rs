@@ -41,11 +41,6 @@ impl Queue {
         Ok(())
     }
 
-    /// Whether nothing waits here.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.state().waiting.is_empty()
-    }
-
     /// The application takes a connection. Never ready again once closed.
     pub(crate) fn poll_take(&self, cx: &Context<'_>) -> Poll<OwnedFd> {
         let mut state = self.state();
