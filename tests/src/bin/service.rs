@@ -64,7 +64,7 @@ fn tcp(port: &str) -> io::Result<()> {
 }
 
 async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(8192);
     while !bytes.ends_with(b"\r\n\r\n") {
         if stream.read_buf(&mut bytes).await? == 0 {
             return Ok(());
