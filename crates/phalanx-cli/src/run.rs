@@ -224,13 +224,14 @@ fn print(line: &Line<'_>) {
 fn tell(primary: &Primary, event: &Event) {
     match event {
         Event::Fork { worker, slot, pid } => tracing::info!(%worker, %slot, pid, "worker started"),
-        Event::Bound { name, address } => tracing::info!(listener = name, address, "listening"),
+        Event::Bound { name, address } => tracing::info!(listener = name, %address, "listening"),
         Event::ForkFailed { slot, error } => tracing::warn!(%slot, error, "worker could not be started"),
         Event::Listening { worker, info } => {
             tracing::info!(%worker, address = info.address, port = info.port, "worker listens");
         }
-        Event::BindFailed { key, error, held_by } => {
-            tracing::warn!(key, error, held_by, "cannot listen");
+        Event::BindFailed { key, errno, held_by, .. } => {
+            let error = std::io::Error::from_raw_os_error(*errno);
+            tracing::warn!(key, %error, held_by, "cannot listen");
         }
         Event::Draining { worker } => tracing::info!(%worker, "worker drains"),
         Event::Exit { worker, slot, ended, cause, exited_after_disconnect, .. } => {

@@ -2,14 +2,54 @@
 
 use crate::lifecycle::{Cause, Ended};
 use crate::primary::{Aborted, Hang};
+use crate::settings::Settings;
 use crate::steer::Engine;
-use crate::wire::Payload;
-use crate::{BoundAddress, Generation, ListenerId, Slot, WorkerId};
+use crate::{BoundAddress, Generation, Slot, WorkerId};
+use serde::{Serialize, Serializer};
 
-/// What the user of a cluster hears.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum Event<C> {
+/// Writes the enum with its one variant that depends on what travels, and the way from one kind of message to another,
+/// which leaves all other variants as they are.
+macro_rules! events {
+    ($( $(#[$doc:meta])* $name:ident $({ $( $(#[$about:meta])* $field:ident: $type:ty, )* })?, )*) => {
+        /// Something that happened in a cluster. The record it names is as it was then.
+        ///
+        /// `M` is what a message is, and `H` the socket that may come with it.
+        #[derive(Clone, Debug, Serialize)]
+        #[serde(tag = "event", rename_all = "kebab-case")]
+        #[non_exhaustive]
+        pub enum Event<M, H> {
+            $( $(#[$doc])* $name $({ $( $(#[$about])* $field: $type, )* })?, )*
+            /// A message from a worker.
+            Message {
+                /// Who.
+                worker: WorkerId,
+                /// What.
+                message: M,
+                /// The socket that came with it.
+                #[serde(skip)]
+                handle: Option<H>,
+            },
+        }
+
+        impl<M, H> Event<M, H> {
+            /// The same event with another kind of message; `None` if `message` makes none of it.
+            pub fn map_message<N, I>(
+                self,
+                message: impl FnOnce(WorkerId, M, Option<H>) -> Option<(N, Option<I>)>,
+            ) -> Option<Event<N, I>> {
+                Some(match self {
+                    $( Self::$name $({ $($field),* })? => Event::$name $({ $($field),* })?, )*
+                    Self::Message { worker, message: said, handle } => {
+                        let (message, handle) = message(worker, said, handle)?;
+                        Event::Message { worker, message, handle }
+                    }
+                })
+            }
+        }
+    };
+}
+
+events! {
     /// A worker was started. Before its `Online`.
     Fork {
         /// Who.
@@ -31,7 +71,7 @@ pub enum Event<C> {
         /// Who.
         worker: WorkerId,
     },
-    /// One of a worker's servers listens (LIFE-06: each time, each server).
+    /// One of a worker's servers listens.
     Listening {
         /// Who.
         worker: WorkerId,
@@ -42,30 +82,30 @@ pub enum Event<C> {
     ListenerLeft {
         /// Who.
         worker: WorkerId,
-        /// What.
-        listener: ListenerId,
-        /// Its key.
+        /// The key of the listener.
         key: String,
     },
     /// Nobody holds this listener any more, and it was closed.
     ListenerClosed {
-        /// Its key.
+        /// The key of the listener.
         key: String,
     },
     /// A listener could not be made.
     BindFailed {
-        /// Its key.
+        /// The key of the listener.
         key: String,
-        /// The system's error number.
+        /// Why: an error number of the system. As JSON, `error`, a sentence.
+        #[serde(rename = "error", serialize_with = "sentence")]
         errno: i32,
-        /// The key of ours that holds the endpoint already, if it is one (DEC-17).
+        /// The key of the cluster's own listener that has the address already, if it is one.
         held_by: Option<String>,
-        /// It was configured: nobody asked for it, so nobody else hears of it.
+        /// It is one of the configuration: no worker asked for it, so nobody else hears of it.
+        #[serde(skip)]
         configured: bool,
     },
-    /// All configured listeners are bound.
+    /// A configured listener has its address.
     Bound {
-        /// The name of the listener.
+        /// What the configuration calls it.
         name: String,
         /// Where it is.
         address: BoundAddress,
@@ -75,7 +115,7 @@ pub enum Event<C> {
         /// Who.
         worker: WorkerId,
     },
-    /// A worker is ready.
+    /// A worker is ready, by what makes it so.
     Ready {
         /// Who.
         worker: WorkerId,
@@ -86,6 +126,8 @@ pub enum Event<C> {
         worker: WorkerId,
         /// How that shows.
         how: Hang,
+        /// What its process does, as far as the kernel tells: for people. Filled in by the driver.
+        seen: Vec<String>,
     },
     /// It moves again, before anything was done about it.
     MovesAgain {
@@ -109,24 +151,17 @@ pub enum Event<C> {
         /// Which.
         generation: Generation,
     },
-    /// The generation before stays, or comes back where it had left.
+    /// A reload was given up: the generation before stays, or comes back where it had left.
     ReloadAborted {
         /// Which will not be.
         generation: Generation,
         /// Why.
         why: Aborted,
+        /// What the worker that failed printed last, oldest first. Filled in by the driver.
+        last_lines: Vec<String>,
     },
     /// Everything will stop, after a delay in which it serves on.
     Stopping,
-    /// A message for the application.
-    Message {
-        /// From whom.
-        worker: WorkerId,
-        /// What.
-        message: Payload,
-        /// What came with it.
-        handle: Option<C>,
-    },
     /// A worker's channel is closed.
     Disconnect {
         /// Who.
@@ -144,10 +179,12 @@ pub enum Event<C> {
         cause: Option<Cause>,
         /// Whether somebody had asked it to leave.
         exited_after_disconnect: bool,
-        /// Connections it had taken during its life.
+        /// Connections that it had taken by hand-off, or at most so many by steering.
         taken: u64,
-        /// Connections it had been handed and had not acknowledged; they went to others.
+        /// Connections that it had been handed and had not acknowledged: they went to others.
         unacknowledged: u64,
+        /// What it printed last, oldest first, if nobody had asked it to leave. Filled in by the driver.
+        last_lines: Vec<String>,
     },
     /// A worker broke the protocol: its channel was closed, it will be ended.
     Violation {
@@ -175,13 +212,13 @@ pub enum Event<C> {
         /// Why, as part of a sentence.
         why: String,
     },
-    /// Somebody has changed a group of sockets behind our back, and it was put right. Only a worker that holds one
-    /// of its sockets could have.
+    /// Somebody had changed a group of steered sockets, and it was put right. Only a worker that holds one of them
+    /// could have.
     Tampered {
         /// The listener.
         key: String,
     },
-    /// Other listening sockets share the address of a group, and may get some of its connections.
+    /// Other sockets listen on the address of a steered listener, and may get some of its connections.
     Strangers {
         /// The listener.
         key: String,
@@ -190,20 +227,41 @@ pub enum Event<C> {
     },
     /// The primary ran out of file descriptors: this listener rests.
     OutOfFiles {
-        /// Its key.
+        /// The key of the listener.
         key: String,
     },
     /// It accepts again.
     AcceptingAgain {
-        /// Its key.
+        /// The key of the listener.
         key: String,
     },
     /// Nobody is left and nobody will come: all have ended after a stop, or no slot may be filled again.
     Finished,
+    /// What later workers run has been settled: because it was changed, or, as it stands, for a fork by hand. Told by
+    /// the driver.
+    Setup {
+        /// As it was then.
+        settings: Box<Settings>,
+    },
+    /// Nobody reads what workers print: from now on lines are dropped. Once for each time this begins. Told by the
+    /// driver.
+    OutputDropped {
+        /// Lines dropped so far, of all workers.
+        dropped: u64,
+    },
+    /// This listener to events was too slow; so many were dropped. Told by the driver.
+    Lagged {
+        /// How many.
+        missed: u64,
+    },
 }
 
-/// What `listening` tells (LIFE-04).
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+fn sentence<S: Serializer>(errno: &i32, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&std::io::Error::from_raw_os_error(*errno))
+}
+
+/// What `listening` tells.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ListeningInfo {
     /// As asked for, after name resolution; `None` if none was given.
     pub address: Option<String>,
@@ -213,4 +271,40 @@ pub struct ListeningInfo {
     pub family: Option<&'static str>,
     /// The number of an inherited socket.
     pub fd: Option<i32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_json_it_says_what_people_understand() {
+        let json = |event: Event<&str, ()>| serde_json::to_string(&event).unwrap();
+        let failed = Event::BindFailed { key: "k".into(), errno: 98, held_by: None, configured: true };
+        assert_eq!(
+            json(failed),
+            r#"{"event":"bind-failed","key":"k","error":"Address already in use (os error 98)","held_by":null}"#
+        );
+        let address = BoundAddress::Inet("[::1]:80".parse().unwrap());
+        assert_eq!(
+            json(Event::Bound { name: "web".into(), address }),
+            r#"{"event":"bound","name":"web","address":"[::1]:80"}"#
+        );
+        assert_eq!(
+            json(Event::Message { worker: WorkerId(1), message: "hi", handle: Some(()) }),
+            r#"{"event":"message","worker":1,"message":"hi"}"#
+        );
+    }
+
+    #[test]
+    fn another_kind_of_message_changes_nothing_else() {
+        let event = Event::<u8, ()>::Message { worker: WorkerId(1), message: 7, handle: None };
+        let told = event.map_message(|_, message, _| Some((message.to_string(), None::<u32>)));
+        assert!(matches!(told, Some(Event::Message { message, .. }) if message == "7"));
+        let none = Event::<u8, ()>::Message { worker: WorkerId(1), message: 7, handle: None };
+        assert!(none.map_message(|_, _, _| None::<((), Option<()>)>).is_none());
+        let other = Event::<u8, ()>::Degraded { slot: Slot(3) };
+        let other = other.map_message(|_, _, _| None::<((), Option<()>)>);
+        assert!(matches!(other, Some(Event::Degraded { slot: Slot(3) })));
+    }
 }

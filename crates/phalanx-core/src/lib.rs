@@ -43,6 +43,7 @@ mod ready;
 mod reconcile;
 mod restart;
 mod rng;
+mod settings;
 mod status;
 pub mod steer;
 mod time;
@@ -63,6 +64,7 @@ pub use primary::{
 };
 pub use ready::{Ready, UnknownReady};
 pub use restart::Restart;
+pub use settings::Settings;
 pub use status::{LastEnd, LedgerStatus, ListenerStatus, SlotStatus, Status, SteeringStatus, WorkerStatus};
 pub use time::Time;
 pub use worker::{Listen, Offer, Worker, WorkerEvent};

@@ -4,7 +4,7 @@ pub use crate::builder::{Builder, Cluster, Count, Line, Output};
 pub use crate::error::{Error, ForkError, Result};
 pub use crate::event::{Event, Events};
 pub use crate::message::{Attached, Handle, SendError};
-pub use crate::primary::{Inspect, Primary, Progress, Reload, ReloadError, Settings, WorkerRef};
+pub use crate::primary::{Inspect, Primary, Progress, Reload, ReloadError, WorkerRef};
 pub use crate::run::BoxError;
 pub use crate::settings::{Orphans, UnknownOrphans};
 pub use crate::worker::{ConfigError, Messages};
@@ -12,6 +12,6 @@ pub use phalanx_core::policy::{Candidate, Candidates, PolicyImpl};
 pub use phalanx_core::steer::Engine;
 pub use phalanx_core::{
     Aborted, BoundAddress, Cause, Ended, Generation, Hang, Hurry, LastEnd, LedgerStatus, Limits,
-    ListenerStatus, ListeningInfo, Mechanism, OnHang, Ready, Refused, Restart, Slot, SlotStatus, Speaks,
-    State, Status, SteeringStatus, Totals, WorkerId, WorkerStatus, WorkerView,
+    ListenerStatus, ListeningInfo, Mechanism, OnHang, Ready, Refused, Restart, Settings, Slot, SlotStatus,
+    Speaks, State, Status, SteeringStatus, Totals, WorkerId, WorkerStatus, WorkerView,
 };

@@ -1,299 +1,31 @@
-//! What a cluster tells, and how it is heard.
+//! How a cluster is heard.
 
 use crate::message::{Attached, Handle};
-use crate::primary::Settings;
-use crate::{Aborted, Cause, Ended, Engine, Generation, Hang, ListeningInfo, Slot, WorkerId};
-use phalanx_core::Event as CoreEvent;
-use serde::Serialize;
+use phalanx_core::wire::Payload;
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-/// Something that happened in the cluster. The record it names is as it was then; `workers()` is the present.
-#[derive(Clone, Debug, Serialize)]
-#[serde(tag = "event", rename_all = "kebab-case")]
-#[non_exhaustive]
-pub enum Event {
-    /// What later workers run has been settled: by [`Primary::configure`](crate::Primary::configure), or, as it
-    /// stands, for a [`fork`](crate::Primary::fork).
-    Setup {
-        /// As it was then.
-        settings: Box<Settings>,
-    },
-    /// A worker was started.
-    Fork {
-        /// Who.
-        worker: WorkerId,
-        /// Where.
-        slot: Slot,
-        /// Its process.
-        pid: u32,
-    },
-    /// A worker could not be started; nothing else is heard of it.
-    ForkFailed {
-        /// Where.
-        slot: Slot,
-        /// Why, as a sentence.
-        error: String,
-    },
-    /// A worker said that it is up.
-    Online {
-        /// Who.
-        worker: WorkerId,
-    },
-    /// One of its servers listens.
-    Listening {
-        /// Who.
-        worker: WorkerId,
-        /// What.
-        info: ListeningInfo,
-    },
-    /// It gave up one of its listeners.
-    ListenerLeft {
-        /// Who.
-        worker: WorkerId,
-        /// The key of the listener.
-        key: String,
-    },
-    /// Nobody holds this listener any more: it was closed.
-    ListenerClosed {
-        /// The key of the listener.
-        key: String,
-    },
-    /// A listener could not be made.
-    BindFailed {
-        /// The key of the listener.
-        key: String,
-        /// Why, as a sentence.
-        error: String,
-        /// The key of ours that holds the endpoint already.
-        held_by: Option<String>,
-    },
-    /// A configured listener has its address.
-    Bound {
-        /// What the configuration calls it.
-        name: String,
-        /// Where it is.
-        address: String,
-    },
-    /// A worker gets nothing new and ends what it has.
-    Draining {
-        /// Who.
-        worker: WorkerId,
-    },
-    /// A worker is ready, by what makes it so ([`Ready`](crate::Ready)).
-    Ready {
-        /// Who.
-        worker: WorkerId,
-    },
-    /// A worker hangs.
-    Hung {
-        /// Who.
-        worker: WorkerId,
-        /// How that shows.
-        how: Hang,
-        /// What its process does, as far as the kernel tells: for people.
-        seen: Vec<String>,
-    },
-    /// It moves again, before anything was done about it.
-    MovesAgain {
-        /// Who.
-        worker: WorkerId,
-    },
-    /// A worker will be replaced, as soon as its successor can.
-    Due {
-        /// Who.
-        worker: WorkerId,
-        /// Why.
-        cause: Cause,
-    },
-    /// A reload has begun.
-    Reloading {
-        /// To which generation.
-        generation: Generation,
-    },
-    /// Every worker is of this generation and ready, and no other is left.
-    Reloaded {
-        /// Which.
-        generation: Generation,
-    },
-    /// A reload was given up: the generation before stays, or comes back where it had left.
-    ReloadAborted {
-        /// The generation that will not be.
-        generation: Generation,
-        /// Why.
-        why: Aborted,
-        /// What the worker that failed printed last, oldest first.
-        last_lines: Vec<String>,
-    },
-    /// Everything will stop, after a delay in which it serves on.
-    Stopping,
-    /// A message from a worker.
-    Message {
-        /// Who.
-        worker: WorkerId,
-        /// What.
-        message: serde_json::Value,
-        /// The socket that came with it, if [`receive_handles`](crate::Builder::receive_handles) permits any.
-        #[serde(skip)]
-        handle: Option<Attached>,
-    },
-    /// A worker's channel is closed.
-    Disconnect {
-        /// Who.
-        worker: WorkerId,
-    },
-    /// A worker's process has ended.
-    Exit {
-        /// Who.
-        worker: WorkerId,
-        /// Where.
-        slot: Slot,
-        /// How.
-        ended: Ended,
-        /// What phalanx did to bring it about.
-        cause: Option<Cause>,
-        /// Whether somebody had asked it to leave.
-        exited_after_disconnect: bool,
-        /// Connections that it had taken by hand-off, or at most so many by steering.
-        taken: u64,
-        /// Connections that it had been handed and had not acknowledged: they went to others.
-        unacknowledged: u64,
-        /// What it printed last, oldest first, if nobody had asked it to leave.
-        last_lines: Vec<String>,
-    },
-    /// A worker broke the protocol and is ended.
-    Violation {
-        /// Who.
-        worker: WorkerId,
-        /// How.
-        how: String,
-    },
-    /// A slot's workers die before they come online, again and again.
-    Degraded {
-        /// Where.
-        slot: Slot,
-    },
-    /// Connections wait for a steered worker and it takes none: it is passed over until it does.
-    Lags {
-        /// Who.
-        worker: WorkerId,
-        /// On which listener.
-        key: String,
-    },
-    /// An engine of steering is not possible here. Said once; listeners get the next best mechanism.
-    SteeringRefused {
-        /// Which.
-        engine: Engine,
-        /// Why, as part of a sentence.
-        why: String,
-    },
-    /// Somebody had changed a group of steered sockets, and it was put right. Only a worker that holds one of them
-    /// could have.
-    Tampered {
-        /// The listener.
-        key: String,
-    },
-    /// Other sockets listen on the address of a steered listener, and may get some of its connections.
-    Strangers {
-        /// The listener.
-        key: String,
-        /// How many.
-        count: u32,
-    },
-    /// Out of file descriptors: this listener rests.
-    OutOfFiles {
-        /// The key of the listener.
-        key: String,
-    },
-    /// It accepts again.
-    AcceptingAgain {
-        /// The key of the listener.
-        key: String,
-    },
-    /// Nobody reads what workers print: from now on lines are dropped. Said once for each time this begins.
-    OutputDropped {
-        /// Lines dropped so far, of all workers.
-        dropped: u64,
-    },
-    /// Nobody is left and nobody will come.
-    Finished,
-    /// This listener to events was too slow; so many were dropped.
-    Lagged {
-        /// How many.
-        missed: u64,
-    },
-}
+/// Something that happened in the cluster. The record it names is as it was then; `workers()` is the present. As JSON,
+/// it is what `phalanx events` prints.
+///
+/// A message has a handle only where [`Builder::receive_handles`](crate::Builder::receive_handles) permits it.
+pub type Event = phalanx_core::Event<serde_json::Value, Attached>;
 
-impl Event {
-    /// What core says, in words for the user; `None` for what is none of theirs.
-    pub(crate) fn of<C: Into<OwnedFd>>(event: CoreEvent<C>) -> Option<Event> {
-        Some(match event {
-            CoreEvent::Fork { worker, slot, pid } => Event::Fork { worker, slot, pid },
-            CoreEvent::ForkFailed { slot, error } => Event::ForkFailed { slot, error },
-            CoreEvent::Online { worker } => Event::Online { worker },
-            CoreEvent::Listening { worker, info } => Event::Listening { worker, info },
-            CoreEvent::ListenerLeft { worker, key, .. } => Event::ListenerLeft { worker, key },
-            CoreEvent::ListenerClosed { key } => Event::ListenerClosed { key },
-            CoreEvent::BindFailed { key, errno, held_by, .. } => {
-                let error = std::io::Error::from_raw_os_error(errno).to_string();
-                Event::BindFailed { key, error, held_by }
+/// What core says, with the message decoded. `None` for a message that has no form here.
+pub(crate) fn told(event: phalanx_core::Event<Payload, OwnedFd>) -> Option<Event> {
+    event.map_message(|worker, message, handle| {
+        let handle = handle.and_then(|fd| match Handle::received(fd) {
+            Ok(handle) => Some(Attached::new(handle)),
+            Err(error) => {
+                tracing::warn!(%worker, %error, "a handle of a worker is closed");
+                None
             }
-            CoreEvent::Bound { name, address } => Event::Bound { name, address: address.to_string() },
-            CoreEvent::Draining { worker } => Event::Draining { worker },
-            CoreEvent::Ready { worker } => Event::Ready { worker },
-            CoreEvent::Hung { worker, how } => Event::Hung { worker, how, seen: Vec::new() },
-            CoreEvent::MovesAgain { worker } => Event::MovesAgain { worker },
-            CoreEvent::Due { worker, cause } => Event::Due { worker, cause },
-            CoreEvent::Reloading { generation } => Event::Reloading { generation },
-            CoreEvent::Reloaded { generation } => Event::Reloaded { generation },
-            CoreEvent::ReloadAborted { generation, why } => {
-                Event::ReloadAborted { generation, why, last_lines: Vec::new() }
-            }
-            CoreEvent::Stopping => Event::Stopping,
-            CoreEvent::Message { worker, message, handle } => {
-                let handle = handle.and_then(|fd| match Handle::received(fd.into()) {
-                    Ok(handle) => Some(Attached::new(handle)),
-                    Err(error) => {
-                        tracing::warn!(%worker, %error, "a handle of a worker is closed");
-                        None
-                    }
-                });
-                Event::Message { worker, message: message.decode().ok()?, handle }
-            }
-            CoreEvent::Disconnect { worker } => Event::Disconnect { worker },
-            CoreEvent::Exit {
-                worker,
-                slot,
-                ended,
-                cause,
-                exited_after_disconnect,
-                taken,
-                unacknowledged,
-            } => Event::Exit {
-                worker,
-                slot,
-                ended,
-                cause,
-                exited_after_disconnect,
-                taken,
-                unacknowledged,
-                last_lines: Vec::new(),
-            },
-            CoreEvent::Violation { worker, how } => Event::Violation { worker, how },
-            CoreEvent::Degraded { slot } => Event::Degraded { slot },
-            CoreEvent::Lags { worker, key } => Event::Lags { worker, key },
-            CoreEvent::SteeringRefused { engine, why } => Event::SteeringRefused { engine, why },
-            CoreEvent::Tampered { key } => Event::Tampered { key },
-            CoreEvent::Strangers { key, count } => Event::Strangers { key, count },
-            CoreEvent::OutOfFiles { key } => Event::OutOfFiles { key },
-            CoreEvent::AcceptingAgain { key } => Event::AcceptingAgain { key },
-            CoreEvent::Finished => Event::Finished,
-            _ => return None,
-        })
-    }
+        });
+        Some((message.decode().ok()?, handle))
+    })
 }
 
 /// Events that one listener may leave unread.
@@ -435,6 +167,7 @@ impl Drop for Hub {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Slot;
 
     fn degraded(n: u32) -> Event {
         Event::Degraded { slot: Slot(n) }

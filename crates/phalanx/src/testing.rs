@@ -217,7 +217,8 @@ impl Running {
                     panic!("{what}: no, workers die as soon as they are started\n{status:?}\n{last}");
                 }
                 Some(Some(Event::ForkFailed { error, .. })) => panic!("{what}: no, {error}"),
-                Some(Some(Event::BindFailed { key, error, .. })) => {
+                Some(Some(Event::BindFailed { key, errno, .. })) => {
+                    let error = std::io::Error::from_raw_os_error(errno);
                     panic!("{what}: no, cannot listen on {key}: {error}");
                 }
                 Some(Some(_)) => {}

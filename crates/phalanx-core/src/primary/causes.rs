@@ -162,7 +162,7 @@ impl<C> Primary<C> {
     pub(super) fn hung(&mut self, now: Time, worker: WorkerId, how: Hang) {
         let Some(seat) = self.seats.get_mut(&worker).filter(|seat| seat.hung.is_none()) else { return };
         seat.hung = Some(how);
-        self.events.push_back(Event::Hung { worker, how });
+        self.events.push_back(Event::Hung { worker, how, seen: Vec::new() });
         self.refresh(worker);
         self.reconcile(now);
     }

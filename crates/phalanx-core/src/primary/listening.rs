@@ -436,7 +436,7 @@ impl<C> Primary<C> {
         }
         if why == Leaving::Closed {
             let key = listener.key.clone();
-            self.events.push_back(Event::ListenerLeft { worker, listener: id, key });
+            self.events.push_back(Event::ListenerLeft { worker, key });
         }
         self.update_accept(id);
         if !replaced {

@@ -27,7 +27,7 @@ use crate::listen::{ListenTable, Refusals};
 use crate::rng::Rng;
 use crate::steer::Wish;
 use crate::timer::{Timer, TimerTable};
-use crate::wire::Seq;
+use crate::wire::{Payload, Seq};
 use crate::{Action, Config, ConnId, Event, Generation, Slot, Spawn, Time, WorkerId};
 use group::SlotRecord;
 use seat::Seat;
@@ -75,7 +75,7 @@ pub struct Primary<C> {
     next_seq: u64,
     timers: TimerTable,
     actions: VecDeque<Action>,
-    events: VecDeque<Event<C>>,
+    events: VecDeque<Event<Payload, C>>,
     effects: Vec<Effect>,
     wishes: Vec<Wish>,
     /// The present one, and the one before.
@@ -123,7 +123,7 @@ impl<C> Primary<C> {
     }
 
     /// The next thing to tell.
-    pub fn poll_event(&mut self) -> Option<Event<C>> {
+    pub fn poll_event(&mut self) -> Option<Event<Payload, C>> {
         self.events.pop_front()
     }
 
@@ -293,6 +293,7 @@ impl<C> Primary<C> {
                 exited_after_disconnect: seat.life.exited_after_disconnect() == Some(true),
                 taken: seat.taken,
                 unacknowledged: seat.unacknowledged_at_death,
+                last_lines: Vec::new(),
             },
         });
     }

@@ -146,7 +146,7 @@ impl<C> Primary<C> {
             return;
         }
         let generation = std::mem::replace(&mut self.target, self.stable);
-        self.events.push_back(Event::ReloadAborted { generation, why });
+        self.events.push_back(Event::ReloadAborted { generation, why, last_lines: Vec::new() });
         let slots: Vec<Slot> = self.slots.keys().copied().collect();
         for slot in slots {
             let Some(record) = self.slots.get_mut(&slot) else { continue };

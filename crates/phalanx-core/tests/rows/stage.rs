@@ -448,7 +448,7 @@ pub(crate) fn unix(path: &str, index: u32) -> Value {
     json!({ "index": index, "data": null, "address": path, "port": -1, "addressType": -1 })
 }
 
-fn words(event: &Event<u32>) -> Option<String> {
+fn words(event: &Event<phalanx_core::wire::Payload, u32>) -> Option<String> {
     Some(match event {
         Event::Fork { worker, .. } => format!("fork {worker}"),
         Event::ForkFailed { error, .. } => format!("fork failed: {error}"),

@@ -42,14 +42,14 @@ impl Deploys {
         assert!(self.retired.insert(generation), "{generation} is retired twice");
     }
 
-    pub(crate) fn ended(&mut self, event: &Event<Conn>) {
+    pub(crate) fn ended(&mut self, event: &Event<phalanx_core::wire::Payload, Conn>) {
         let generation = match event {
             Event::Reloaded { generation } => {
                 assert_eq!(self.build(*generation), Build::Good);
                 self.done.push(*generation);
                 *generation
             }
-            Event::ReloadAborted { generation, why } => {
+            Event::ReloadAborted { generation, why, .. } => {
                 self.aborted.push((*generation, why.clone()));
                 *generation
             }

@@ -6,7 +6,7 @@ use phalanx_core::{Event, State};
 use std::collections::BTreeSet;
 
 impl World {
-    pub(crate) fn event(&mut self, event: &Event<Conn>) {
+    pub(crate) fn event(&mut self, event: &Event<phalanx_core::wire::Payload, Conn>) {
         let who = match event {
             Event::Fork { worker, .. } => {
                 assert!(

@@ -17,7 +17,8 @@ use super::steer::Steered;
 use super::tasks::{self, Link};
 use crate::builder::Builder;
 use crate::error::{Error, Result};
-use crate::event::{Event, Hub};
+use crate::event::{Hub, told};
+use phalanx_core::wire::Payload;
 use phalanx_core::{
     Action, Event as CoreEvent, Examined, Generation, Hurry, Primary, SendError, Slot, SocketId, State,
     Status, Time, WorkerId,
@@ -507,8 +508,9 @@ impl Driver {
         }
     }
 
-    fn tell(&mut self, event: CoreEvent<OwnedFd>) {
-        match &event {
+    /// What core says, completed with what only we can know.
+    fn tell(&mut self, mut event: CoreEvent<Payload, OwnedFd>) {
+        match &mut event {
             CoreEvent::BindFailed { errno, configured: true, .. } => self.bind_error = Some(*errno),
             CoreEvent::Finished => {
                 for done in self.finished.drain(..) {
@@ -517,34 +519,23 @@ impl Driver {
                 self.over.notify_one();
             }
             CoreEvent::Reloaded { generation } => self.reloaded(*generation),
-            CoreEvent::ReloadAborted { generation, why } => {
-                let lines = why.worker().map(|worker| self.output.tail_of(worker)).unwrap_or_default();
-                self.reload_aborted(*generation, why.clone(), lines);
+            CoreEvent::ReloadAborted { generation, why, last_lines } => {
+                *last_lines = why.worker().map(|worker| self.output.tail_of(worker)).unwrap_or_default();
+                self.reload_aborted(*generation, why.clone(), last_lines.clone());
             }
-            _ => {}
-        }
-        let event = match event {
-            // Closed here, when nobody is to have it.
-            CoreEvent::Message { worker, message, handle } => {
-                let handle = handle.filter(|_| self.receive_handles);
-                CoreEvent::Message { worker, message, handle }
-            }
-            other => other,
-        };
-        let Some(mut event) = Event::of(event) else { return };
-        match &mut event {
-            Event::Exit { worker, last_lines, exited_after_disconnect: false, .. } => {
+            CoreEvent::Exit { worker, last_lines, exited_after_disconnect: false, .. } => {
                 *last_lines = self.output.tail_of(*worker);
             }
-            Event::ReloadAborted { why, last_lines, .. } => {
-                *last_lines = why.worker().map(|worker| self.output.tail_of(worker)).unwrap_or_default();
-            }
-            Event::Hung { worker, seen, .. } => {
+            CoreEvent::Hung { worker, seen, .. } => {
                 let pid = self.children.get(worker).map(|child| child.process.pid());
                 *seen = pid.map(phalanx_os::look::at).unwrap_or_default();
             }
+            // Closed here, when nobody is to have it.
+            CoreEvent::Message { handle, .. } if !self.receive_handles => *handle = None,
             _ => {}
         }
-        self.hub.tell(&event);
+        if let Some(event) = told(event) {
+            self.hub.tell(&event);
+        }
     }
 }

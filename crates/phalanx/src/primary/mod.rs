@@ -28,7 +28,6 @@ use phalanx_core::wire::Payload;
 use phalanx_core::{Hurry, State, Status, WorkerId, WorkerView};
 pub use reload::{Reload, ReloadError};
 use serde::Serialize;
-pub use setup::Settings;
 use std::future::Future;
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;

@@ -6,62 +6,31 @@ use super::{Primary, lock};
 use crate::builder::account;
 use crate::error::Result;
 use crate::event::Event;
-use serde::Serialize;
-use serde::ser::SerializeStruct;
-use std::ffi::OsString;
-use std::path::PathBuf;
+use phalanx_core::Settings;
 use std::rc::Rc;
 
-/// What workers run. A copy: it never changes by itself. As JSON, without the variables, which may be secret.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Settings {
-    /// The program, looked up as a shell would.
-    pub exec: OsString,
-    /// Its arguments.
-    pub args: Vec<OsString>,
-    /// Variables on top of our own environment. Those of a single fork come on top of these.
-    pub env: Vec<(OsString, OsString)>,
-    /// The directory that workers start in; `None`: ours.
-    pub cwd: Option<PathBuf>,
-    /// Whose rights they get, as [`Builder::user`](crate::Builder::user) takes it; `None`: ours.
-    pub user: Option<String>,
-}
-
-impl Settings {
-    fn of(description: &Description) -> Settings {
-        Settings {
-            exec: description.name.clone(),
-            args: description.args.clone(),
-            env: description.env.clone(),
-            cwd: description.cwd.clone(),
-            user: description.user.clone(),
-        }
+impl Description {
+    fn settings(&self) -> Settings {
+        let mut settings = Settings::default();
+        settings.exec = self.name.clone();
+        settings.args = self.args.clone();
+        settings.env = self.env.clone();
+        settings.cwd = self.cwd.clone();
+        settings.user = self.user.clone();
+        settings
     }
 
-    fn apply(self, description: &mut Description) -> Result<()> {
-        if self.user != description.user {
-            description.account = self.user.as_deref().map(account).transpose()?;
+    fn settle(&mut self, settings: Settings) -> Result<()> {
+        if settings.user != self.user {
+            self.account = settings.user.as_deref().map(account).transpose()?;
         }
-        description.inspect = description.inspect.settle(description.speaks, &self.args);
-        description.name = self.exec;
-        description.args = self.args;
-        description.env = self.env;
-        description.cwd = self.cwd;
-        description.user = self.user;
+        self.inspect = self.inspect.settle(self.speaks, &settings.args);
+        self.name = settings.exec;
+        self.args = settings.args;
+        self.env = settings.env;
+        self.cwd = settings.cwd;
+        self.user = settings.user;
         Ok(())
-    }
-}
-
-impl Serialize for Settings {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let args: Vec<_> = self.args.iter().map(|arg| arg.to_string_lossy()).collect();
-        let mut fields = serializer.serialize_struct("Settings", 4)?;
-        fields.serialize_field("exec", &self.exec.to_string_lossy())?;
-        fields.serialize_field("args", &args)?;
-        fields.serialize_field("cwd", &self.cwd.as_ref().map(|cwd| cwd.to_string_lossy()))?;
-        fields.serialize_field("user", &self.user)?;
-        fields.end()
     }
 }
 
@@ -96,12 +65,12 @@ impl Primary {
 
 impl Driver {
     pub(super) fn settings(&self) -> Settings {
-        Settings::of(&self.latest.is)
+        self.latest.is.settings()
     }
 
     fn configure(&mut self, settings: Settings) -> Result<()> {
         let mut description = self.latest.is.clone();
-        settings.apply(&mut description)?;
+        description.settle(settings)?;
         let program = Rc::new(Program::read(description)?);
         self.latest = Rc::clone(&program);
         if self.core.wanted().is_none() {
