@@ -10,7 +10,8 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use phalanx_core::wire::{
-    Decoder, Family, HANDLE_ACK, ListenRequest, NewConnectionLine, Seq, encode_answer, encode_new_connection,
+    Decoder, Family, HANDLE_ACK, ListenRequest, NewConnectionLine, Seq, Serialization, encode_answer,
+    encode_new_connection,
 };
 use phalanx_core::{
     Action, BoundAddress, Config, Mechanism, Primary, SocketId, Time, Worker, WorkerEvent, WorkerId,
@@ -88,7 +89,7 @@ impl Cluster {
 
     /// A worker comes up and listens.
     fn listen(&mut self, id: WorkerId) {
-        let mut worker = Worker::<u64>::new(1 << 20, 1 << 20);
+        let mut worker = Worker::<u64>::new(Serialization::Json, 1 << 20, 1 << 20);
         let address = Some("127.0.0.1".to_owned());
         let request = ListenRequest {
             address,

@@ -4,6 +4,7 @@ use crate::lifecycle::{Limits, Speaks};
 use crate::policy::{Policy, PolicyImpl};
 use crate::ready::Ready;
 use crate::restart::Restart;
+use crate::wire::Serialization;
 use serde::Serialize;
 use std::fmt;
 use std::str::FromStr;
@@ -123,6 +124,8 @@ pub struct Config {
     pub lag_after: Duration,
     /// What workers are given to speak on.
     pub speaks: Speaks,
+    /// How messages to and from workers are written.
+    pub serialization: Serialization,
     /// Connections a worker may hold unacknowledged, on all its listeners together.
     pub window: u32,
     /// Connections that wait in the primary, for each listener. Full means: stop accepting, the kernel's
@@ -154,7 +157,7 @@ pub struct Config {
     pub shutdown_delay: Duration,
     /// Bytes queued towards a worker before the sender of a message hears that it is full.
     pub outbox_max: usize,
-    /// Longest line a worker may send.
+    /// Longest line or frame a worker may send.
     pub max_message: usize,
     /// Listeners that a worker may hold or wait for at a time.
     pub max_listeners: usize,
@@ -173,6 +176,7 @@ impl Default for Config {
             weights: Vec::new(),
             lag_after: Duration::from_millis(10),
             speaks: Speaks::Phalanx,
+            serialization: Serialization::Json,
             window: 16,
             pending_max: 1024,
             backlog: 4096,

@@ -6,6 +6,7 @@ use crate::settings::Settings;
 use crate::steer::Engine;
 use crate::{BoundAddress, Generation, Slot, WorkerId};
 use serde::{Serialize, Serializer};
+use std::sync::Arc;
 
 /// Writes the enum with its one variant that depends on what travels, and the way from one kind of message to another,
 /// which leaves all other variants as they are.
@@ -29,24 +30,49 @@ macro_rules! events {
                 #[serde(skip)]
                 handle: Option<H>,
             },
+            /// A message from a worker that JSON has no form for: with
+            /// [`Serialization::Advanced`](crate::wire::Serialization::Advanced) a map, a date, a buffer or the like,
+            /// or what holds one; with lines, text that is no Unicode.
+            Opaque {
+                /// Who.
+                worker: WorkerId,
+                /// What, as it came. In JSON, how long it is.
+                #[serde(serialize_with = "length")]
+                bytes: Arc<[u8]>,
+                /// The socket that came with it.
+                #[serde(skip)]
+                handle: Option<H>,
+            },
         }
 
         impl<M, H> Event<M, H> {
-            /// The same event with another kind of message; `None` if `message` makes none of it.
+            /// The same event with another kind of message, or as opaque bytes what `message` makes none of; and with
+            /// another kind of socket, or none.
             pub fn map_message<N, I>(
                 self,
-                message: impl FnOnce(WorkerId, M, Option<H>) -> Option<(N, Option<I>)>,
-            ) -> Option<Event<N, I>> {
-                Some(match self {
+                message: impl FnOnce(M) -> Result<N, Arc<[u8]>>,
+                handle: impl FnOnce(WorkerId, H) -> Option<I>,
+            ) -> Event<N, I> {
+                match self {
                     $( Self::$name $({ $($field),* })? => Event::$name $({ $($field),* })?, )*
-                    Self::Message { worker, message: said, handle } => {
-                        let (message, handle) = message(worker, said, handle)?;
-                        Event::Message { worker, message, handle }
+                    Self::Message { worker, message: said, handle: came } => {
+                        let handle = came.and_then(|came| handle(worker, came));
+                        match message(said) {
+                            Ok(message) => Event::Message { worker, message, handle },
+                            Err(bytes) => Event::Opaque { worker, bytes, handle },
+                        }
                     }
-                })
+                    Self::Opaque { worker, bytes, handle: came } => {
+                        Event::Opaque { worker, bytes, handle: came.and_then(|came| handle(worker, came)) }
+                    }
+                }
             }
         }
     };
+}
+
+fn length<S: Serializer>(bytes: &Arc<[u8]>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(bytes.len() as u64)
 }
 
 events! {

@@ -1,7 +1,8 @@
 //! The worker's end of the channel.
 
 use crate::wire::{
-    Decoder, Envelope, Frame, ListenRequest, Message, Outbox, Payload, Reply, Seq, SockName, Violation,
+    Decoder, Envelope, Frame, ListenRequest, Message, Outbox, Payload, Reply, Seq, Serialization, SockName,
+    Violation,
 };
 use crate::{Carried, SendError, Transmit};
 use serde_json::value::RawValue;
@@ -64,6 +65,13 @@ pub enum WorkerEvent<C> {
         /// What came with it.
         handle: Option<C>,
     },
+    /// A message from the primary that JSON has no form for.
+    Opaque {
+        /// What, as V8 serialized it.
+        bytes: Box<[u8]>,
+        /// What came with it.
+        handle: Option<C>,
+    },
     /// The primary knows that this worker leaves ([`Worker::notify_leave`]): the channel may be closed.
     Released,
 }
@@ -99,11 +107,11 @@ pub struct Worker<C> {
 
 impl<C> Worker<C> {
     /// A worker that says `online` first of all (ROLE-07).
-    pub fn new(max_message: usize, outbox_max: usize) -> Worker<C> {
+    pub fn new(serialization: Serialization, max_message: usize, outbox_max: usize) -> Worker<C> {
         let mut worker = Worker {
-            decoder: Some(Decoder::new(max_message)),
+            decoder: Some(Decoder::new(max_message).serialization(serialization)),
             // A Node primary that receives an envelope before the last was answered pairs handles wrongly.
-            outbox: Outbox::new().strict(true),
+            outbox: Outbox::new().serialization(serialization).strict(true),
             next_seq: 0,
             next_listen: 0,
             stubs: BTreeMap::new(),
@@ -331,6 +339,9 @@ impl<C> Worker<C> {
             Message::User(message) => {
                 self.events.push_back(WorkerEvent::Message { message, handle: frame.handle });
             }
+            Message::Opaque(bytes) => {
+                self.events.push_back(WorkerEvent::Opaque { bytes, handle: frame.handle });
+            }
             Message::Online
             | Message::QueryServer { .. }
             | Message::Listening { .. }
@@ -456,7 +467,7 @@ mod tests {
 
     #[test]
     fn online_comes_first_and_a_listen_call_is_answered() {
-        let mut worker: Worker<u32> = Worker::new(1 << 20, 1 << 20);
+        let mut worker: Worker<u32> = Worker::new(Serialization::Json, 1 << 20, 1 << 20);
         let listen = worker.listen(request(0));
         let lines = said(&mut worker);
         assert!(lines.starts_with(r#"{"cmd":"NODE_CLUSTER","act":"online","seq":0}"#), "{lines}");
@@ -484,7 +495,7 @@ mod tests {
 
     #[test]
     fn an_offer_is_answered_by_the_application_or_refused_when_it_closes() {
-        let mut worker: Worker<u32> = Worker::new(1 << 20, 1 << 20);
+        let mut worker: Worker<u32> = Worker::new(Serialization::Json, 1 << 20, 1 << 20);
         let listen = worker.listen(request(0));
         let reply = "{\"cmd\":\"NODE_CLUSTER\",\"errno\":null,\"key\":\"k\",\"ack\":1,\"seq\":0}\n";
         worker.handle_bytes(reply.as_bytes(), []).unwrap();
@@ -516,7 +527,7 @@ mod tests {
 
     #[test]
     fn the_ordinal_counts_and_restarts() {
-        let mut worker: Worker<u32> = Worker::new(1 << 20, 1 << 20);
+        let mut worker: Worker<u32> = Worker::new(Serialization::Json, 1 << 20, 1 << 20);
         let first = worker.listen(request(0));
         let second = worker.listen(request(0));
         assert!(said(&mut worker).contains(r#""index":1"#));

@@ -13,7 +13,7 @@ mod rules;
 #[path = "sim/world.rs"]
 mod world;
 
-use phalanx_core::wire::Family;
+use phalanx_core::wire::{Family, Serialization};
 use phalanx_core::{Ended, Hurry, Mechanism, Policy, Speaks};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -315,12 +315,14 @@ proptest! {
         configured in any::<bool>(),
         window in 1..5_u32,
         faults in prop_oneof![Just(Faults::default()), faults()],
+        serialization in prop_oneof![3 => Just(Serialization::Json), 1 => Just(Serialization::Advanced)],
         first in 0..4_usize,
         ops in prop::collection::vec(op(), 1..60),
     ) {
         let mut world = World::with(seed, policy, window, faults, |config| {
             config.mechanism = mechanism;
             config.speaks = speaks;
+            config.serialization = serialization;
         });
         world.family = family;
         // What cannot be had is refused before anything starts.

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use phalanx_core::wire::{Decoder, Violation};
+use phalanx_core::wire::{Decoder, Message, Serialization, Violation};
 use proptest::prelude::*;
 
 const CAP: usize = 200;
@@ -38,23 +38,81 @@ fn piece() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
+/// The same for frames, whole ones for the most part.
+fn frame() -> impl Strategy<Value = Vec<u8>> {
+    let known: Vec<&[u8]> = vec![
+        b"o\"\x03cmd\"\x0cNODE_CLUSTER\"\x03act\"\x06online{\x02",
+        b"o\"\x03cmd\"\x0bNODE_HANDLE\"\x04type\"\x0anet.Native\"\x03msg",
+        b"\"\x03cmd\"\x0cNODE_CLUSTER",
+        b"\"\x03ackI\x04\"\x08acceptedT",
+        b"A\x03I\x02",
+        b"a\xff\xff\xff\xff\x0f@\x00\xff\xff\xff\xff\x0f",
+        b"a\x03I\x02T@\x01\x03",
+        b"c\x04\x00\xd8\x01\x00",
+        b"N\x00\x00\x00\x00\x00\x00\xf8\x7f",
+        b"I\xff\xff\xff\xff\x0f",
+        b"I\xff\xff\xff\xff\x1f",
+        b"\"\x01a",
+        b"{\x01",
+        b"{\x02",
+        b"$\x00\x03",
+        b"_",
+        b"\x00",
+        b";",
+        b"^\x00",
+    ];
+    let value = prop_oneof![
+        3 => prop::sample::select(known).prop_map(<[u8]>::to_vec),
+        1 => prop::collection::vec(any::<u8>(), 0..20),
+    ];
+    let values = prop::collection::vec(value, 0..6).prop_map(|pieces| pieces.concat());
+    (values, prop_oneof![9 => Just(0_u32), 1 => 0..60_u32]).prop_map(|(value, off)| {
+        let length = u32::try_from(2 + value.len()).unwrap() + off;
+        [&length.to_be_bytes()[..], b"\xff\x0f", &value].concat()
+    })
+}
+
 fn chunk() -> impl Strategy<Value = (Vec<u8>, usize)> {
     (prop::collection::vec(piece(), 0..6).prop_map(|pieces| pieces.concat()), 0..3_usize)
+}
+
+/// Chunks, how they are written, and what may be held of them.
+fn stream() -> impl Strategy<Value = (Serialization, Vec<(Vec<u8>, usize)>)> {
+    let frames = (prop::collection::vec(frame(), 0..3).prop_map(|frames| frames.concat()), 0..3_usize);
+    prop_oneof![
+        prop::collection::vec(chunk(), 0..12).prop_map(|chunks| (Serialization::Json, chunks)),
+        prop::collection::vec(frames, 0..12).prop_map(|chunks| (Serialization::Advanced, chunks)),
+        prop::collection::vec(chunk(), 0..12).prop_map(|chunks| (Serialization::Advanced, chunks)),
+    ]
+}
+
+fn pieces() -> impl Strategy<Value = (Serialization, Vec<Vec<u8>>)> {
+    prop_oneof![
+        prop::collection::vec(piece(), 0..12).prop_map(|pieces| (Serialization::Json, pieces)),
+        prop::collection::vec(frame(), 0..12).prop_map(|pieces| (Serialization::Advanced, pieces)),
+    ]
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
-    fn garbage_ends_in_a_violation_at_worst(chunks in prop::collection::vec(chunk(), 0..12)) {
+    fn garbage_ends_in_a_violation_at_worst((by, chunks) in stream()) {
         let handle = Rc::new(());
-        let mut decoder = Decoder::new(CAP);
+        let mut decoder = Decoder::new(CAP).serialization(by);
         let mut broken = false;
         for (bytes, handles) in &chunks {
             for frame in decoder.feed(bytes, vec![handle.clone(); *handles]) {
                 prop_assert!(!broken, "something after a violation");
                 match frame {
-                    Ok(frame) => prop_assert!(frame.handle.is_none() || frame.envelope.is_some()),
+                    Ok(frame) => {
+                        prop_assert!(frame.handle.is_none() || frame.envelope.is_some());
+                        match frame.message {
+                            Message::User(text) => prop_assert!(text.as_bytes().len() <= CAP),
+                            Message::Opaque(bytes) => prop_assert!(bytes.len() <= CAP),
+                            _ => {}
+                        }
+                    }
                     Err(violation) => {
                         broken = true;
                         prop_assert!(violation.to_string().len() < 64 * 4 + 100);
@@ -62,7 +120,8 @@ proptest! {
                     }
                 }
             }
-            prop_assert!(decoder.buffered() <= CAP);
+            // With the length in front of a frame.
+            prop_assert!(decoder.buffered() <= CAP + 4);
             // At most the one that came with an unfinished line.
             prop_assert!(Rc::strong_count(&handle) <= 2);
         }
@@ -72,10 +131,10 @@ proptest! {
 
     /// Where the stream is cut does not decide whether it is garbage.
     #[test]
-    fn cuts_do_not_change_the_verdict(pieces in prop::collection::vec(piece(), 0..12), size in 1..50_usize) {
+    fn cuts_do_not_change_the_verdict((by, pieces) in pieces(), size in 1..50_usize) {
         let stream = pieces.concat();
-        let whole: Vec<_> = Decoder::<()>::new(CAP).feed(&stream, None).collect();
-        let mut decoder = Decoder::<()>::new(CAP);
+        let whole: Vec<_> = Decoder::<()>::new(CAP).serialization(by).feed(&stream, None).collect();
+        let mut decoder = Decoder::<()>::new(CAP).serialization(by);
         let mut cut = Vec::new();
         for chunk in stream.chunks(size) {
             cut.extend(decoder.feed(chunk, None));

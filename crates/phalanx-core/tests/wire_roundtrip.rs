@@ -1,8 +1,8 @@
 //! Whatever is written is read again.
 
 use phalanx_core::wire::{
-    Decoder, Envelope, Family, HandleKind, ListenRequest, Message, Payload, Reply, Seq, SockName, encode,
-    encode_enveloped,
+    Decoder, Envelope, Family, HandleKind, ListenRequest, Message, Outbox, Payload, Reply, Seq,
+    Serialization, SockName, encode, encode_enveloped,
 };
 use proptest::{option, prelude::*};
 use serde_json::value::RawValue;
@@ -166,4 +166,55 @@ proptest! {
         }
         prop_assert_eq!(again, line);
     }
+
+    /// The same in a frame of V8's, where numbers are doubles and names come once.
+    #[test]
+    fn what_is_written_as_v8_does_is_read(
+        (seq, message) in seq().prop_flat_map(|seq| (Just(seq), message(seq))),
+        envelope in option::of(envelope()),
+    ) {
+        let mut outbox = Outbox::new().serialization(Serialization::Advanced);
+        outbox.push_with(None::<()>, |out| match envelope.clone() {
+            Some(envelope) => encode_enveloped(envelope, &message, seq, out),
+            None => encode(&message, seq, out),
+        });
+        let frame = outbox.peek().unwrap().bytes;
+        prop_assert_eq!(&frame[..4], u32::try_from(frame.len() - 4).unwrap().to_be_bytes());
+        let mut decoder = Decoder::new(1 << 20).serialization(Serialization::Advanced);
+        let frame = decoder.feed(frame, envelope.is_some().then_some(())).next().unwrap().unwrap();
+        prop_assert_eq!(&frame.envelope, &envelope);
+        prop_assert_eq!(frame.handle.is_some(), envelope.is_some());
+        if let (Message::User(read), Message::User(written)) = (&frame.message, &message) {
+            let rounded = |payload: &Payload| round(payload.decode().unwrap());
+            prop_assert_eq!(rounded(read), rounded(written));
+        } else {
+            prop_assert_eq!(&rounded(frame.message), &rounded(message));
+        }
+    }
+}
+
+/// Numbers as JavaScript has them.
+fn round(value: serde_json::Value) -> serde_json::Value {
+    match value {
+        serde_json::Value::Number(number) => number.as_f64().unwrap().into(),
+        serde_json::Value::Array(items) => items.into_iter().map(round).collect(),
+        serde_json::Value::Object(members) => {
+            members.into_iter().map(|(name, value)| (name, round(value))).collect()
+        }
+        other => other,
+    }
+}
+
+/// With the numbers in `data` rounded: all others are exact.
+fn rounded(mut message: Message) -> Message {
+    let data = match &mut message {
+        Message::QueryServer { request, .. } | Message::Listening { request } => &mut request.data,
+        Message::Reply(reply) => &mut reply.data,
+        _ => return message,
+    };
+    if let Some(data) = data {
+        let value = round(serde_json::from_str(data.get()).unwrap());
+        *data = RawValue::from_string(value.to_string()).unwrap();
+    }
+    message
 }

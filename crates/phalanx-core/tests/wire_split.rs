@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use phalanx_core::wire::{
-    Decoder, Frame, HandleKind, Message, Payload, Reply, Seq, encode, encode_enveloped,
+    Decoder, Frame, HandleKind, Message, Outbox, Payload, Reply, Seq, Serialization, encode, encode_enveloped,
 };
 use proptest::prelude::*;
 
@@ -34,41 +34,57 @@ impl Kernel {
     }
 }
 
-/// One message of a script: its line, and whether a descriptor travels with it.
-fn segment(handle: u32, kind: usize, size: usize) -> Segment {
-    let mut line = Vec::new();
+/// One message of a script: its line or frame, and whether a descriptor travels with it.
+fn segment(by: Serialization, handle: u32, kind: usize, size: usize) -> Segment {
+    let mut outbox = Outbox::<()>::new().serialization(by);
+    outbox.push_with(None, |line| write(handle, kind, size, line));
+    (outbox.peek().unwrap().bytes.to_vec(), (kind < 2).then_some(handle))
+}
+
+fn write(handle: u32, kind: usize, size: usize, line: &mut Vec<u8>) {
     let seq = Seq(u64::from(handle));
     let connection = Message::NewConnection { seq, key: "k".repeat(size) };
     let user = Message::User(Payload::encode(&"ü\"".repeat(size)).unwrap());
     match kind {
-        0 => encode_enveloped(HandleKind::NetNative, &connection, seq, &mut line),
-        1 => encode_enveloped(HandleKind::NetSocket, &user, seq, &mut line),
-        2 => encode(&user, seq, &mut line),
-        3 => encode(&Message::HandleAck, seq, &mut line),
-        4 => encode(&Message::Reply(Reply::answer(seq, true)), seq, &mut line),
-        _ => encode(&Message::Close { key: "k".repeat(size) }, seq, &mut line),
+        0 => encode_enveloped(HandleKind::NetNative, &connection, seq, line),
+        1 => encode_enveloped(HandleKind::NetSocket, &user, seq, line),
+        2 => encode(&user, seq, line),
+        3 => encode(&Message::HandleAck, seq, line),
+        4 => encode(&Message::Reply(Reply::answer(seq, true)), seq, line),
+        _ => encode(&Message::Close { key: "k".repeat(size) }, seq, line),
     }
-    (line, (kind < 2).then_some(handle))
 }
 
-fn script() -> impl Strategy<Value = Vec<Segment>> {
+fn decoder(by: Serialization) -> Decoder<u32> {
+    Decoder::new(10_000).serialization(by)
+}
+
+fn serialization() -> impl Strategy<Value = Serialization> {
+    prop_oneof![Just(Serialization::Json), Just(Serialization::Advanced)]
+}
+
+/// A script, and how it is written.
+#[derive(Clone, Debug)]
+struct Script(Serialization, Vec<Segment>);
+
+fn script_of(by: Serialization, kinds: &[(usize, usize)]) -> Script {
+    let segments = kinds.iter().zip(0..).map(|((kind, size), handle)| segment(by, handle, *kind, *size));
+    Script(by, segments.collect())
+}
+
+fn script() -> impl Strategy<Value = Script> {
     let one = (0..7_usize, 0..40_usize);
-    prop::collection::vec(one, 1..12).prop_map(|kinds| {
-        kinds.into_iter().zip(0..).map(|((kind, size), handle)| segment(handle, kind, size)).collect()
-    })
+    (serialization(), prop::collection::vec(one, 1..12)).prop_map(|(by, kinds)| script_of(by, &kinds))
 }
 
 /// Every line by itself with its descriptor: no decoder can get that wrong.
-fn oracle(script: &[Segment]) -> Vec<Frame<u32>> {
-    script
-        .iter()
-        .map(|(line, handle)| Decoder::new(10_000).feed(line, *handle).next().unwrap().unwrap())
-        .collect()
+fn oracle(Script(by, segments): &Script) -> Vec<Frame<u32>> {
+    segments.iter().map(|(line, handle)| decoder(*by).feed(line, *handle).next().unwrap().unwrap()).collect()
 }
 
-fn run(script: &[Segment], mut sizes: impl FnMut() -> usize, take: usize) -> Vec<Frame<u32>> {
-    let mut kernel = Kernel(script.iter().cloned().collect());
-    let mut decoder = Decoder::new(10_000);
+fn run(Script(by, segments): &Script, mut sizes: impl FnMut() -> usize, take: usize) -> Vec<Frame<u32>> {
+    let mut kernel = Kernel(segments.iter().cloned().collect());
+    let mut decoder = decoder(*by);
     let mut frames = Vec::new();
     loop {
         let (chunk, handle) = kernel.recv(sizes());
@@ -84,17 +100,16 @@ fn run(script: &[Segment], mut sizes: impl FnMut() -> usize, take: usize) -> Vec
 
 #[test]
 fn every_buffer_size_and_every_single_cut() {
-    let script: Vec<_> = [(2, 3), (0, 5), (3, 0), (4, 0), (0, 1), (1, 2), (1, 9), (5, 1), (2, 0), (0, 0)]
-        .into_iter()
-        .zip(0..)
-        .map(|((kind, size), handle)| segment(handle, kind, size))
-        .collect();
-    let expected = oracle(&script);
-    let total: usize = script.iter().map(|(line, _)| line.len()).sum();
-    for size in 1..=total {
-        assert_eq!(run(&script, || size, usize::MAX), expected, "buffer of {size}");
-        let mut first = Some(size);
-        assert_eq!(run(&script, || first.take().unwrap_or(total), usize::MAX), expected, "cut at {size}");
+    for by in [Serialization::Json, Serialization::Advanced] {
+        let kinds = [(2, 3), (0, 5), (3, 0), (4, 0), (0, 1), (1, 2), (1, 9), (5, 1), (2, 0), (0, 0)];
+        let script = script_of(by, &kinds);
+        let expected = oracle(&script);
+        let total: usize = script.1.iter().map(|(line, _)| line.len()).sum();
+        for size in 1..=total {
+            assert_eq!(run(&script, || size, usize::MAX), expected, "buffer of {size}");
+            let mut first = Some(size);
+            assert_eq!(run(&script, || first.take().unwrap_or(total), usize::MAX), expected, "cut at {size}");
+        }
     }
 }
 
@@ -118,14 +133,15 @@ proptest! {
     ) {
         let expected = oracle(&script);
         let mut cut = Vec::new();
-        for ((line, handle), at) in script.into_iter().zip(cuts) {
+        let Script(by, segments) = script;
+        for ((line, handle), at) in segments.into_iter().zip(cuts) {
             let (head, tail) = line.split_at(at.index(line.len() - 1) + 1);
             cut.push((head.to_vec(), handle));
             cut.push((tail.to_vec(), None));
         }
         cut.retain(|(bytes, _)| !bytes.is_empty());
         let mut sizes = sizes.into_iter().cycle();
-        prop_assert_eq!(run(&cut, || sizes.next().unwrap_or(1), usize::MAX), expected);
+        prop_assert_eq!(run(&Script(by, cut), || sizes.next().unwrap_or(1), usize::MAX), expected);
     }
 
     /// Descriptors that the kernel lost (no free number here) cost their own envelope, no other.
@@ -135,11 +151,12 @@ proptest! {
         lost: u16,
         sizes in prop::collection::vec(1..300_usize, 1..20),
     ) {
-        let script: Vec<Segment> = script
+        let Script(by, segments) = script;
+        let segments = segments
             .into_iter()
             .enumerate()
-            .map(|(at, (line, handle))| (line, handle.filter(|_| lost >> at & 1 == 0)))
-            .collect();
+            .map(|(at, (line, handle))| (line, handle.filter(|_| lost >> at & 1 == 0)));
+        let script = Script(by, segments.collect());
         // The segment boundaries stay even though nothing arrives; joining more is the harder case.
         let mut sizes = sizes.into_iter().cycle();
         prop_assert_eq!(run(&script, || sizes.next().unwrap_or(1), usize::MAX), oracle(&script));

@@ -14,17 +14,15 @@ use std::task::{Context, Poll, Waker};
 /// A message has a handle only where [`Builder::receive_handles`](crate::Builder::receive_handles) permits it.
 pub type Event = phalanx_core::Event<serde_json::Value, Attached>;
 
-/// What core says, with the message decoded. `None` for a message that has no form here.
-pub(crate) fn told(event: phalanx_core::Event<Payload, OwnedFd>) -> Option<Event> {
-    event.map_message(|worker, message, handle| {
-        let handle = handle.and_then(|fd| match Handle::received(fd) {
-            Ok(handle) => Some(Attached::new(handle)),
-            Err(error) => {
-                tracing::warn!(%worker, %error, "a handle of a worker is closed");
-                None
-            }
-        });
-        Some((message.decode().ok()?, handle))
+/// What core says, with the message decoded.
+pub(crate) fn told(event: phalanx_core::Event<Payload, OwnedFd>) -> Event {
+    let decode = |message: Payload| message.decode().map_err(|_| message.into_bytes().into());
+    event.map_message(decode, |worker, fd| match Handle::received(fd) {
+        Ok(handle) => Some(Attached::new(handle)),
+        Err(error) => {
+            tracing::warn!(%worker, %error, "a handle of a worker is closed");
+            None
+        }
     })
 }
 

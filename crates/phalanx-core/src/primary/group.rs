@@ -261,8 +261,8 @@ impl<C> Primary<C> {
                 // All that can be known of a plain program is that it runs.
                 online_since: plain.then_some(now),
                 life,
-                decoder: Some(Decoder::new(self.config.max_message)),
-                outbox: Outbox::new(),
+                decoder: Some(Decoder::new(self.config.max_message).serialization(self.config.serialization)),
+                outbox: Outbox::new().serialization(self.config.serialization),
                 receipts: VecDeque::new(),
                 ledger: Ledger::default(),
                 window: self.config.window,

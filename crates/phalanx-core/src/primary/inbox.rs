@@ -96,6 +96,9 @@ impl<C> Primary<C> {
                 }
                 self.events.push_back(Event::Message { worker, message, handle: frame.handle });
             }
+            Message::Opaque(bytes) => {
+                self.events.push_back(Event::Opaque { worker, bytes: bytes.into(), handle: frame.handle });
+            }
             // What only a primary says, and what nobody knows: none of our business (WIRE-05).
             Message::NewConnection { .. }
             | Message::Disconnect

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{
-    Envelope, Excerpt, Family, HandleKind, ListenRequest, Message, Reply, Seq, SockName, Violation,
+    Envelope, Excerpt, Family, HandleKind, ListenRequest, Message, Payload, Reply, Seq, SockName, Violation,
     fields::{Fields, Member, Wrong},
     scan::scan,
 };
@@ -31,6 +31,16 @@ pub(super) enum Body {
     Control(Message),
     /// A user message: where it stands. Copying it is the caller's business.
     User(Range<usize>),
+}
+
+impl Body {
+    /// With a copy of what stands in this line.
+    pub(super) fn into_message(self, line: &[u8]) -> Message {
+        match self {
+            Self::Control(message) => message,
+            Self::User(span) => Message::User(Payload::trusted(&line[span])),
+        }
+    }
 }
 
 /// Decodes a line without its newline.

@@ -8,12 +8,12 @@
 use std::collections::VecDeque;
 
 use super::{
-    Envelope, Excerpt, Message, Payload, Violation,
+    Envelope, Excerpt, Message, Payload, Serialization, Violation, advanced,
     decode::{Body, Line, decode},
     fast,
 };
 
-/// The longest line accepted by default, both ways: 16 MiB.
+/// The longest line or frame accepted by default, both ways: 16 MiB.
 pub const DEFAULT_MAX_MESSAGE: usize = 16 << 20;
 
 /// Above this an idle buffer is given back, and a finished line is handed on rather than copied.
@@ -43,8 +43,9 @@ impl<F> Frame<F> {
 /// After the first [`Violation`] it delivers nothing any more.
 #[derive(Debug)]
 pub struct Decoder<F> {
+    serialization: Serialization,
     max_message: usize,
-    /// The beginning of a line whose end has not come.
+    /// The beginning of a line or frame whose end has not come.
     partial: Vec<u8>,
     /// The descriptor that came with the beginning of `partial`.
     held: Option<F>,
@@ -52,6 +53,17 @@ pub struct Decoder<F> {
     kept: VecDeque<(Vec<u8>, Input<'static, F>)>,
     stray: u64,
     broken: bool,
+}
+
+/// How much of a chunk belongs to the line or frame that has begun.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// It ends here: so many bytes of it, and where the next one starts.
+    Ends { bytes: usize, next: usize },
+    /// All of it.
+    Goes,
+    /// It is longer than permitted.
+    TooLong,
 }
 
 /// What is left of a chunk.
@@ -66,7 +78,22 @@ impl<F> Decoder<F> {
     /// A decoder for lines of at most `max_message` bytes.
     #[must_use]
     pub fn new(max_message: usize) -> Self {
-        Self { max_message, partial: Vec::new(), held: None, kept: VecDeque::new(), stray: 0, broken: false }
+        Self {
+            serialization: Serialization::Json,
+            max_message,
+            partial: Vec::new(),
+            held: None,
+            kept: VecDeque::new(),
+            stray: 0,
+            broken: false,
+        }
+    }
+
+    /// How messages come; JSON lines, unless said otherwise. To be said before the first chunk.
+    #[must_use]
+    pub fn serialization(mut self, serialization: Serialization) -> Self {
+        self.serialization = serialization;
+        self
     }
 
     /// Takes what one receive call returned: its bytes and its descriptors, of which there should be
@@ -104,33 +131,31 @@ impl<F> Decoder<F> {
         if self.broken || input.surplus {
             return self.refuse(input);
         }
-        if self.partial.is_empty() {
+        if self.partial.is_empty() && self.serialization == Serialization::Json {
             // A receipt, an answer or a connection, without looking for its end first.
             if let Some((line, length)) = fast::take(input.bytes)
                 && length <= self.max_message
             {
                 input.bytes = &input.bytes[length..];
                 let handle = if input.bytes.is_empty() { input.handle.take() } else { None };
-                return Some(Ok(self.frame(line, &[], handle)));
+                return Some(Ok(self.pair(line.body.into_message(&[]), line.envelope, handle)));
             }
         }
-        let Some(end) = newline(input.bytes) else {
-            return self.keep(input);
+        let (line, rest) = match self.extent(input.bytes) {
+            Extent::Goes => return self.keep(input),
+            Extent::TooLong => return Some(Err(self.too_long(input))),
+            Extent::Ends { bytes, next } => (&input.bytes[..bytes], &input.bytes[next..]),
         };
-        let (line, rest) = (&input.bytes[..end], &input.bytes[end + 1..]);
-        if self.partial.len() + line.len() > self.max_message {
-            return Some(Err(self.too_long(input)));
-        }
         input.bytes = rest;
-        let result = if self.partial.is_empty() {
+        let (read, handle) = if self.partial.is_empty() {
             // It starts here, and nothing starts after it: a descriptor is its own.
             let handle = if rest.is_empty() { input.handle.take() } else { None };
-            decode(line).map(|decoded| self.frame(decoded, line, handle))
+            (self.read(line), handle)
         } else {
             append(&mut self.partial, line, self.max_message);
-            let handle = self.held.take();
-            decode(&self.partial).map(|decoded| self.frame_from_partial(decoded, handle))
+            (self.read_partial(), self.held.take())
         };
+        let result = read.map(|(message, envelope)| self.pair(message, envelope, handle));
         if result.is_err() {
             self.broken = true;
             self.refuse(input);
@@ -138,12 +163,23 @@ impl<F> Decoder<F> {
         Some(result)
     }
 
+    /// How much of these bytes belongs to what has begun.
+    fn extent(&self, bytes: &[u8]) -> Extent {
+        match self.serialization {
+            Serialization::Json => {
+                let end = newline(bytes);
+                if self.partial.len() + end.unwrap_or(bytes.len()) > self.max_message {
+                    return Extent::TooLong;
+                }
+                end.map_or(Extent::Goes, |end| Extent::Ends { bytes: end, next: end + 1 })
+            }
+            Serialization::Advanced => advanced::extent(&self.partial, bytes, self.max_message),
+        }
+    }
+
     /// Keeps the beginning of a line, or more of its middle.
     fn keep(&mut self, input: &mut Input<'_, F>) -> Option<Result<Frame<F>, Violation>> {
         let tail = input.bytes;
-        if self.partial.len() + tail.len() > self.max_message {
-            return Some(Err(self.too_long(input)));
-        }
         if self.partial.is_empty() && !tail.is_empty() {
             self.held = input.handle.take();
         }
@@ -155,27 +191,33 @@ impl<F> Decoder<F> {
         None
     }
 
-    fn frame(&mut self, decoded: Line, line: &[u8], handle: Option<F>) -> Frame<F> {
-        let message = match decoded.body {
-            Body::Control(message) => message,
-            Body::User(span) => Message::User(Payload::trusted(&line[span])),
-        };
-        self.pair(message, decoded.envelope, handle)
+    /// A whole line or frame.
+    fn read(&self, line: &[u8]) -> Result<(Message, Option<Envelope>), Violation> {
+        match self.serialization {
+            Serialization::Json => {
+                decode(line).map(|Line { body, envelope }| (body.into_message(line), envelope))
+            }
+            Serialization::Advanced => advanced::decode_value(line, self.max_message),
+        }
     }
 
-    fn frame_from_partial(&mut self, decoded: Line, handle: Option<F>) -> Frame<F> {
-        let message = match decoded.body {
-            Body::Control(message) => message,
-            Body::User(span) if span.len() > KEEP => {
-                Message::User(Payload::cut(std::mem::take(&mut self.partial), span))
-            }
-            Body::User(span) => Message::User(Payload::trusted(&self.partial[span])),
+    /// The same, of what came in parts.
+    fn read_partial(&mut self) -> Result<(Message, Option<Envelope>), Violation> {
+        let mut line = std::mem::take(&mut self.partial);
+        let result = match self.serialization {
+            Serialization::Json => decode(&line).map(|Line { body, envelope }| match body {
+                Body::User(span) if span.len() > KEEP => {
+                    (Message::User(Payload::cut(std::mem::take(&mut line), span)), envelope)
+                }
+                body => (body.into_message(&line), envelope),
+            }),
+            Serialization::Advanced => advanced::decode_value(&line, self.max_message),
         };
-        self.partial.clear();
-        if self.partial.capacity() > KEEP {
-            self.partial = Vec::new();
+        if line.capacity() <= KEEP {
+            line.clear();
+            self.partial = line;
         }
-        self.pair(message, decoded.envelope, handle)
+        result
     }
 
     fn pair(&mut self, message: Message, envelope: Option<Envelope>, handle: Option<F>) -> Frame<F> {

@@ -15,7 +15,7 @@ const CLUSTER: &[u8] = b"{\"cmd\":\"NODE_CLUSTER\"";
 /// Appends the line for `message`. `seq` is the sender's own counter and is stamped on cluster
 /// messages, whatever number the message remembers; the others have none.
 ///
-/// [`Message::Unknown`] is never written.
+/// [`Message::Unknown`] and [`Message::Opaque`] are never written.
 pub fn encode(message: &Message, seq: Seq, out: &mut Vec<u8>) {
     if write(message, seq, out) {
         out.push(b'\n');
@@ -112,7 +112,7 @@ fn write(message: &Message, seq: Seq, out: &mut Vec<u8>) -> bool {
             text_field(out, "key", keys);
             end(seq, out);
         }
-        Message::Unknown => return false,
+        Message::Unknown | Message::Opaque(_) => return false,
         Message::User(payload) => out.extend_from_slice(payload.as_bytes()),
     }
     true

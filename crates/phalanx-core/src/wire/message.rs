@@ -89,4 +89,7 @@ pub enum Message {
     Unknown,
     /// A user's message.
     User(Payload),
+    /// A user's message that JSON has no form for, or a longer one than permitted, as V8 serialized it; with a
+    /// descriptor, the envelope included. Never written.
+    Opaque(Box<[u8]>),
 }

@@ -4,10 +4,14 @@
 //! and the descriptors that came with them into [`Frame`]s, [`encode`] and its siblings write lines,
 //! an [`Outbox`] decides which bytes and which descriptor the next system call may take.
 //!
+//! Node's other [`Serialization`] is a coat over the same lines: what comes is turned into JSON before
+//! anybody looks at it, what goes is turned into it when all is written.
+//!
 //! Everything here is pure: no descriptor is touched (they are whatever type the caller chooses), no
 //! clock is read. A peer's bytes can cause a [`Violation`], never a panic and never more memory than
 //! the longest permitted line plus one chunk.
 
+mod advanced;
 mod decode;
 mod decoder;
 mod encode;
@@ -20,6 +24,8 @@ mod outbox;
 mod payload;
 mod reply;
 mod scan;
+mod serialization;
+mod v8;
 mod violation;
 
 pub use decoder::{DEFAULT_MAX_MESSAGE, Decoder, Frame, Frames};
@@ -33,4 +39,5 @@ pub use message::{Message, Seq};
 pub use outbox::{Outbox, Transmit};
 pub use payload::{NotJson, Payload};
 pub use reply::{Reply, SockName};
+pub use serialization::{Serialization, UnknownSerialization};
 pub use violation::{Excerpt, Violation};

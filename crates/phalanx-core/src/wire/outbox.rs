@@ -14,7 +14,7 @@
 use std::collections::VecDeque;
 
 use super::{
-    Violation,
+    Serialization, Violation,
     encode::{HANDLE_ACK, HANDLE_NACK},
 };
 
@@ -46,6 +46,7 @@ pub struct Outbox<C> {
     /// The last unanswered envelope may be cut by a read.
     dirty: bool,
     strict: bool,
+    serialization: Serialization,
 }
 
 #[derive(Debug)]
@@ -88,7 +89,15 @@ impl<C> Outbox<C> {
             unanswered: 0,
             dirty: false,
             strict: false,
+            serialization: Serialization::Json,
         }
+    }
+
+    /// How messages leave; JSON lines, unless said otherwise. To be said before the first is pushed.
+    #[must_use]
+    pub fn serialization(mut self, serialization: Serialization) -> Self {
+        self.serialization = serialization;
+        self
     }
 
     /// As Node itself sends, and as a worker must send to a Node primary: after an envelope nothing
@@ -110,9 +119,10 @@ impl<C> Outbox<C> {
         self.make_room();
         let start = self.bytes.len();
         write(&mut self.bytes);
+        debug_assert!(self.bytes.len() <= start || self.bytes.ends_with(b"\n"), "half a line");
+        self.serialization.seal(&mut self.bytes, start);
         let left = self.bytes.len().saturating_sub(start);
         if left > 0 {
-            debug_assert!(self.bytes.ends_with(b"\n"), "half a line");
             self.frames.push_back(Queued { left, envelope: carry.is_some(), carry });
         }
     }
@@ -124,7 +134,9 @@ impl<C> Outbox<C> {
             self.receipts.clear();
             self.receipts_head = 0;
         }
+        let start = self.receipts.len();
         self.receipts.extend_from_slice(if arrived { HANDLE_ACK } else { HANDLE_NACK });
+        self.serialization.seal(&mut self.receipts, start);
     }
 
     /// The next call, if anything may leave now.
@@ -231,8 +243,8 @@ impl<C> Outbox<C> {
 
     /// The channel is gone: forgets everything and returns the descriptors that never left.
     pub fn clear(&mut self) -> Vec<C> {
-        let strict = self.strict;
-        let old = std::mem::replace(self, Self::new().strict(strict));
+        let empty = Self::new().strict(self.strict).serialization(self.serialization);
+        let old = std::mem::replace(self, empty);
         old.frames.into_iter().filter_map(|frame| frame.carry).collect()
     }
 

@@ -10,6 +10,29 @@ use std::ops::Range;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Syntax;
 
+/// Who wants to see the parts of a text, in their order.
+pub(super) trait Visit {
+    /// An object begins, or an array.
+    fn open(&mut self, _object: bool) {}
+    /// The innermost object or array ends.
+    fn close(&mut self) {}
+    /// The name of a member, without its quotes.
+    fn name(&mut self, _raw: &[u8]) {}
+    /// A value that is neither object nor array; a string with its quotes.
+    fn scalar(&mut self, _raw: &[u8]) {}
+}
+
+impl Visit for () {}
+
+/// Shows all parts of `text`. After an error, what was shown was no JSON.
+pub(super) fn walk(text: &[u8], visit: &mut impl Visit) -> Result<(), Syntax> {
+    let mut scanner = Scanner { text, at: 0, depth: 0 };
+    scanner.space();
+    scanner.value(visit)?;
+    scanner.space();
+    if scanner.at < text.len() { Err(Syntax) } else { Ok(()) }
+}
+
 /// What there is to know about a text.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Report {
@@ -28,7 +51,7 @@ pub(super) fn scan<'a>(text: &'a [u8], mut member: impl FnMut(&'a [u8], &'a [u8]
     if scanner.peek() == Some(b'{') {
         scanner.object(&mut member)?;
     } else {
-        scanner.value()?;
+        scanner.value(&mut ())?;
     }
     let end = scanner.at;
     scanner.space();
@@ -73,7 +96,7 @@ impl<'a> Scanner<'a> {
         }
         loop {
             let key = self.key()?;
-            let value = self.value()?;
+            let value = self.value(&mut ())?;
             member(key, value);
             self.space();
             match self.peek() {
@@ -97,16 +120,19 @@ impl<'a> Scanner<'a> {
     }
 
     /// Any value, however deep.
-    fn value(&mut self) -> Result<&'a [u8], Syntax> {
+    fn value(&mut self, visit: &mut impl Visit) -> Result<&'a [u8], Syntax> {
         let start = self.at;
         let mut open = Nest::default();
         loop {
+            let scalar = self.at;
             match self.peek().ok_or(Syntax)? {
                 bracket @ (b'{' | b'[') => {
                     let object = bracket == b'{';
+                    visit.open(object);
                     self.at += 1;
                     self.space();
                     if self.peek() == Some(if object { b'}' } else { b']' }) {
+                        visit.close();
                         self.at += 1;
                         self.depth = self.depth.max(open.depth + 1);
                     } else {
@@ -116,18 +142,21 @@ impl<'a> Scanner<'a> {
                             return Err(Syntax); // No room for all the closing ones.
                         }
                         if object {
-                            self.key()?;
+                            visit.name(self.key()?);
                         }
                         continue;
                     }
                 }
-                b'"' => {
-                    self.string()?;
+                first => {
+                    match first {
+                        b'"' => _ = self.string()?,
+                        b't' => self.word(b"true")?,
+                        b'f' => self.word(b"false")?,
+                        b'n' => self.word(b"null")?,
+                        _ => self.number()?,
+                    }
+                    visit.scalar(&self.text[scalar..self.at]);
                 }
-                b't' => self.word(b"true")?,
-                b'f' => self.word(b"false")?,
-                b'n' => self.word(b"null")?,
-                _ => self.number()?,
             }
             // A value has ended; so may any number of the brackets around it.
             loop {
@@ -140,7 +169,7 @@ impl<'a> Scanner<'a> {
                         self.at += 1;
                         self.space();
                         if object {
-                            self.key()?;
+                            visit.name(self.key()?);
                         }
                         break;
                     }
@@ -148,6 +177,7 @@ impl<'a> Scanner<'a> {
                     Some(b']') if !object => open.pop(),
                     _ => return Err(Syntax),
                 }
+                visit.close();
                 self.at += 1;
             }
         }

@@ -5,7 +5,7 @@ use std::fmt;
 /// A peer broke the protocol; its channel is of no more use.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
-    /// A line, finished or not, is longer than permitted.
+    /// A line or frame, finished or not, is longer than permitted.
     #[error("a line is longer than {limit} bytes: {line}")]
     TooLong {
         /// The longest line permitted, without its newline.
@@ -19,6 +19,12 @@ pub enum Violation {
     /// A line is not JSON.
     #[error("a line is not JSON: {0}")]
     NotJson(Excerpt),
+    /// A frame is no value that V8 has serialized.
+    #[error("a frame is no serialized value: {0}")]
+    NotSerialized(Excerpt),
+    /// A control message holds a value that no control message has.
+    #[error("a control message holds what JSON has no form for, after {0}")]
+    Foreign(Excerpt),
     /// A control message is not UTF-8.
     #[error("a control message is not UTF-8: {0}")]
     NotUtf8(Excerpt),

@@ -1,6 +1,6 @@
 //! LISTEN in the worker: the worker's own end.
 
-use phalanx_core::wire::{Family, ListenRequest};
+use phalanx_core::wire::{Family, ListenRequest, Serialization};
 use phalanx_core::{Listen, Worker, WorkerEvent};
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ struct End(Worker<u32>);
 
 impl End {
     fn new() -> End {
-        let mut end = End(Worker::new(1 << 20, 1 << 20));
+        let mut end = End(Worker::new(Serialization::Json, 1 << 20, 1 << 20));
         end.said();
         end
     }

@@ -2,7 +2,7 @@
 
 use crate::net::{Conn, Pipe};
 use crate::world::MAX;
-use phalanx_core::wire::{Family, ListenRequest};
+use phalanx_core::wire::{Family, ListenRequest, Serialization};
 use phalanx_core::{Ended, Listen, Offer, Time, Worker};
 
 /// One worker's process, and both directions of its channel.
@@ -36,9 +36,9 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    pub(crate) fn new(stubborn: bool) -> Process {
+    pub(crate) fn new(serialization: Serialization, stubborn: bool) -> Process {
         Process {
-            worker: Worker::new(MAX, MAX),
+            worker: Worker::new(serialization, MAX, MAX),
             alive: true,
             stubborn,
             ended: None,

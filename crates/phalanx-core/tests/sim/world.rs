@@ -4,7 +4,7 @@ use crate::deploy::{Build, Deploys};
 use crate::kinds::{SOCKETS, Told, place};
 use crate::net::{Conn, Dice, Open};
 use crate::process::Process;
-use phalanx_core::wire::Family;
+use phalanx_core::wire::{Family, Serialization};
 use phalanx_core::{
     Action, BindSpec, Blocked, Carried, Config, Ended, Event, Examined, GroupError, Hurry, Mechanism, Policy,
     Primary, SocketId, Speaks, Time, WorkerEvent, WorkerId,
@@ -86,6 +86,7 @@ pub(crate) struct World {
     /// What kind of address workers listen on.
     pub(crate) family: Family,
     pub(crate) speaks: Speaks,
+    pub(crate) serialization: Serialization,
     pub(crate) violators: BTreeSet<WorkerId>,
     pub(crate) told: Told,
     pub(crate) max_unavailable: u32,
@@ -113,6 +114,7 @@ impl World {
         World {
             family: Family::Tcp4,
             speaks: config.speaks,
+            serialization: config.serialization,
             violators: BTreeSet::new(),
             told: Told::default(),
             max_unavailable: config.max_unavailable,
@@ -470,7 +472,7 @@ impl World {
                     return;
                 }
                 let stubborn = self.dice.percent(self.faults.stubborn);
-                let mut process = Process::new(stubborn);
+                let mut process = Process::new(self.serialization, stubborn);
                 match self.speaks {
                     Speaks::Nothing => process.silence(false),
                     Speaks::Perhaps if self.dice.percent(50) => process.silence(true),

@@ -531,11 +531,11 @@ impl Driver {
                 *seen = pid.map(phalanx_os::look::at).unwrap_or_default();
             }
             // Closed here, when nobody is to have it.
-            CoreEvent::Message { handle, .. } if !self.receive_handles => *handle = None,
+            CoreEvent::Message { handle, .. } | CoreEvent::Opaque { handle, .. } if !self.receive_handles => {
+                *handle = None;
+            }
             _ => {}
         }
-        if let Some(event) = told(event) {
-            self.hub.tell(&event);
-        }
+        self.hub.tell(&told(event));
     }
 }
