@@ -1,6 +1,8 @@
 //! Sockets that go along with messages, both ways, with Node and with Rust.
 
-use phalanx::{Cluster, Event, Events, Handle, Hurry, Output, Primary, SendError, Speaks, WorkerRef};
+use phalanx::{
+    Cluster, Event, Events, Handle, Hurry, Output, Primary, SendError, Serialization, Speaks, WorkerRef,
+};
 use phalanx_tests::lab;
 use phalanx_tests::process::{Signal, fds, free_port, kill, wait_until};
 use serde_json::{Value, json};
@@ -85,13 +87,14 @@ fn start(builder: phalanx::Builder) -> (Primary, Events, WorkerRef) {
 
 #[test]
 fn sockets_go_to_and_from_node() {
-    for version in ["18", "20", "22", "26"] {
+    let by = [Serialization::Json, Serialization::Advanced];
+    for (version, by) in ["18", "20", "22", "26"].into_iter().flat_map(|version| by.map(|by| (version, by))) {
         let Some(node) = lab::node(version) else { continue };
         let dir = tempfile::tempdir().expect("a directory");
         let script = dir.path().join("handles.js");
         std::fs::write(&script, NODE).expect("a script");
         let (primary, mut events, worker) =
-            start(Cluster::builder().exec(node).args([script]).channel(Speaks::Node));
+            start(Cluster::builder().exec(node).args([script]).channel(Speaks::Node).serialization(by));
         assert_eq!(hear(&mut events).0, "up");
         let before = sockets();
 

@@ -105,6 +105,9 @@ pub(crate) struct Run {
     /// What workers are given to speak on
     #[arg(long, default_value = "auto", value_enum)]
     pub(crate) channel: Channel,
+    /// How messages of Node workers are written: json, or advanced for programs that send maps, dates and the like
+    #[arg(long, default_value = "json", value_name = "S")]
+    pub(crate) serialization: phalanx::Serialization,
     /// Connections a worker may hold unacknowledged [default: 4 for Node, else 16]; 1 for work that keeps a
     /// processor busy
     #[arg(long, value_name = "N")]

@@ -84,6 +84,7 @@ fn program(args: &args::Run) -> Result<Builder, Failure> {
         .exec(&target.program)
         .args(&target.args)
         .channel(target.speaks)
+        .serialization(args.serialization)
         .orphans(args.lives.orphans);
     if let Some(base) = args.inspect {
         builder = builder.inspect(Inspect::Now { base });

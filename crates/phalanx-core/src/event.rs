@@ -324,13 +324,22 @@ mod tests {
 
     #[test]
     fn another_kind_of_message_changes_nothing_else() {
-        let event = Event::<u8, ()>::Message { worker: WorkerId(1), message: 7, handle: None };
-        let told = event.map_message(|_, message, _| Some((message.to_string(), None::<u32>)));
-        assert!(matches!(told, Some(Event::Message { message, .. }) if message == "7"));
-        let none = Event::<u8, ()>::Message { worker: WorkerId(1), message: 7, handle: None };
-        assert!(none.map_message(|_, _, _| None::<((), Option<()>)>).is_none());
-        let other = Event::<u8, ()>::Degraded { slot: Slot(3) };
-        let other = other.map_message(|_, _, _| None::<((), Option<()>)>);
-        assert!(matches!(other, Some(Event::Degraded { slot: Slot(3) })));
+        let map = |event: Event<u8, u8>| {
+            event.map_message(
+                |message| if message < 9 { Ok(message.to_string()) } else { Err([message].into()) },
+                |_, handle| (handle > 0).then(|| handle.to_string()),
+            )
+        };
+        let worker = WorkerId(1);
+        let told = map(Event::Message { worker, message: 7, handle: Some(2) });
+        assert!(
+            matches!(told, Event::Message { message, handle: Some(handle), .. } if message == "7" && handle == "2")
+        );
+        let told = map(Event::Message { worker, message: 9, handle: Some(0) });
+        assert!(matches!(told, Event::Opaque { bytes, handle: None, .. } if *bytes == [9]));
+        let told = map(Event::Opaque { worker, bytes: [1, 2].into(), handle: Some(3) });
+        assert_eq!(serde_json::to_string(&told).unwrap(), r#"{"event":"opaque","worker":1,"bytes":2}"#);
+        assert!(matches!(told, Event::Opaque { handle: Some(handle), .. } if handle == "3"));
+        assert!(matches!(map(Event::Degraded { slot: Slot(3) }), Event::Degraded { slot: Slot(3) }));
     }
 }

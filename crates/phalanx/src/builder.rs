@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::primary::{Inspect, Primary, Tell, driver};
 use crate::settings::Orphans;
 use phalanx_core::policy::PolicyImpl;
+use phalanx_core::wire::Serialization;
 use phalanx_core::{BindSpec, Config, Limits, Mechanism, Policy, Restart, SocketKind, Speaks};
 use phalanx_os::conn;
 use serde::Serialize;
@@ -364,6 +365,14 @@ impl Builder {
         self
     }
 
+    /// How messages to and from Node workers are written: Node's `serialization`. With
+    /// [`Serialization::Advanced`], what JSON has no form for comes as [`Event::Opaque`](crate::Event::Opaque).
+    #[must_use]
+    pub fn serialization(mut self, serialization: Serialization) -> Builder {
+        self.config.serialization = serialization;
+        self
+    }
+
     /// Connections that a worker may hold unacknowledged: 16, and 4 for Node, unless said otherwise. 1 suits
     /// work that keeps a processor busy.
     #[must_use]
@@ -543,6 +552,13 @@ impl Builder {
                 "there is no policy of one's own: give one with `custom_policy`".to_owned(),
             ));
         }
+        if self.config.serialization != Serialization::Json && self.config.speaks != Speaks::Node {
+            return Err(Error::Config(format!(
+                "the serialization {} is Node's: other programs are told nothing of it; use json, or the channel of \
+                 Node",
+                self.config.serialization
+            )));
+        }
         self.check_settings()?;
         self.config.window = self.window.unwrap_or(if self.config.speaks == Speaks::Node { 4 } else { 16 });
         driver::start(self)
@@ -654,6 +670,7 @@ mod tests {
             Cluster::builder(),
             Cluster::builder().exec("/bin/true").channel(Speaks::Nothing).mechanism(Mechanism::Handoff),
             Cluster::builder().exec("/bin/true").policy(Policy::Custom),
+            Cluster::builder().exec("/bin/true").serialization(Serialization::Advanced),
             Cluster::builder().exec("/bin/true").policy(Policy::Sticky).mechanism(Mechanism::Share),
         ] {
             assert!(builder.start().is_err());

@@ -1,7 +1,8 @@
 //! Messages between the primary and a worker, and the sockets that may go along.
 
-use phalanx_core::wire::{Envelope, Family, HandleKind};
+use phalanx_core::wire::{Envelope, Family, HandleKind, Payload};
 use phalanx_os::{LocalAddress, SocketKind, conn, listener};
+use serde_json::Value;
 use std::io;
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
@@ -126,6 +127,27 @@ impl Handle {
             envelope.dgram_type = Some(if v6 { Family::Udp6 } else { Family::Udp4 });
         }
         (envelope, fd)
+    }
+}
+
+/// What a message says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Content {
+    /// A value.
+    Json(Value),
+    /// What has no form as a value, as it came. With the serialization `advanced` this is what Node's
+    /// `v8.deserialize` takes; if a socket came with it, `{ cmd: 'NODE_HANDLE', type, msg }` is around it. With `json`
+    /// it is JSON in form, with text that is no Unicode, a number beyond all bounds, or more than 128 values within
+    /// each other.
+    Opaque(Arc<[u8]>),
+}
+
+impl Content {
+    pub(crate) fn of(message: Payload) -> Content {
+        match message.decode() {
+            Ok(value) => Content::Json(value),
+            Err(_) => Content::Opaque(message.into_bytes().into()),
+        }
     }
 }
 

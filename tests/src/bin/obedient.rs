@@ -2,10 +2,10 @@
 //!
 //! `{"do": …}`: `listen` and `bind` (UDP) with `at`, `unix` with `at` (in the directory `in`), each perhaps
 //! `exclusive`; `cancel`, which does not wait; `close` with `at`; `disconnect`, `kill`, `leave and kill`, `fail`, `exit` with
-//! `code`; `who`.
+//! `code`; `who`; `show`, which comes back. So does what JSON has no form for: in `bytes`, with whether a `socket` came.
 
 use phalanx::net::{ListenOptions, TcpListener, UdpSocket, UnixListener};
-use phalanx::{Messages, Worker};
+use phalanx::{Content, Messages, Worker};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io;
@@ -67,7 +67,13 @@ static LEAVES: AtomicBool = AtomicBool::new(false);
 async fn obey(worker: &Worker, messages: &mut Messages) -> io::Result<()> {
     let mut open_at: BTreeMap<String, JoinHandle<()>> = BTreeMap::new();
     worker.send("up").await.map_err(io::Error::other)?;
-    while let Some(order) = messages.recv().await {
+    while let Some((order, socket)) = messages.recv_any().await {
+        let order = match order {
+            Content::Json(order) => order,
+            Content::Opaque(bytes) => {
+                json!({ "do": "show", "bytes": bytes.to_vec(), "socket": socket.is_some() })
+            }
+        };
         let what = order["do"].as_str().unwrap_or_default();
         LEAVES.store(matches!(what, "disconnect" | "leave and kill" | "fail"), Ordering::Relaxed);
         let answer = match what {
@@ -112,6 +118,7 @@ async fn obey(worker: &Worker, messages: &mut Messages) -> io::Result<()> {
                 std::process::exit(0);
             }
             "exit" => std::process::exit(i32::try_from(order["code"].as_i64().unwrap_or(0)).unwrap_or(1)),
+            "show" => order,
             _ => json!({ "id": worker.id(), "slot": worker.slot(), "pid": std::process::id() }),
         };
         worker.send(&answer).await.map_err(io::Error::other)?;

@@ -164,7 +164,8 @@ impl Program {
             if self.is.speaks == Speaks::Node {
                 set(&mut env, "NODE_CHANNEL_FD".as_ref(), &number(next as u32));
                 set(&mut env, "NODE_UNIQUE_ID".as_ref(), &number(spawn.worker.0));
-                set(&mut env, "NODE_CHANNEL_SERIALIZATION_MODE".as_ref(), "json".as_ref());
+                let serialization = self.is.serialization.name();
+                set(&mut env, "NODE_CHANNEL_SERIALIZATION_MODE".as_ref(), serialization.as_ref());
             } else {
                 // Valid for the child's own pid only, so that a grandchild cannot mistake itself.
                 command.pid_env.push(("PHALANX_CHANNEL".into(), format!("{next}:").into()));

@@ -5,6 +5,7 @@ use crate::builder::{Builder, Output};
 use crate::error::{Error, Result};
 use crate::settings::Orphans;
 use phalanx_core::Speaks;
+use phalanx_core::wire::Serialization;
 use phalanx_os::Account;
 use phalanx_os::image::{Identity, Image};
 use std::ffi::{OsStr, OsString};
@@ -32,6 +33,7 @@ pub(super) struct Description {
     /// What every worker gets to read.
     pub(super) config: Option<Arc<OwnedFd>>,
     pub(super) speaks: Speaks,
+    pub(super) serialization: Serialization,
     /// The limit of open files that we were started with: ours may have been raised since.
     pub(super) open_files: Option<u64>,
     pub(super) orphans: Orphans,
@@ -59,6 +61,7 @@ impl Description {
             cluster: builder.name.take(),
             config: config.map(Arc::new),
             speaks: builder.config.speaks,
+            serialization: builder.config.serialization,
             open_files: builder.open_files,
             orphans: builder.orphans,
             inspect: builder.inspect.settle(builder.config.speaks, &args),

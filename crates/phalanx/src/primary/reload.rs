@@ -86,6 +86,7 @@ impl Driver {
                     stdout: self.latest.is.stdout.clone(),
                     stderr: self.latest.is.stderr.clone(),
                     speaks: self.latest.is.speaks,
+                    serialization: self.latest.is.serialization,
                     orphans: self.latest.is.orphans,
                     ..Description::of(&mut builder)?
                 },

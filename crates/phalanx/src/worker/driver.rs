@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use phalanx_core::wire::{DEFAULT_MAX_MESSAGE, Envelope, Family, ListenRequest, Payload};
+use phalanx_core::wire::{DEFAULT_MAX_MESSAGE, Envelope, Family, ListenRequest, Payload, Serialization};
 use phalanx_core::{Carried, Listen, SendError, Worker as Core, WorkerEvent};
 use phalanx_os::{Channel, LocalAddress, RecvError, SendError as Unsent, SocketKind, conn, listener};
 use serde_json::Value;
@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::queue::Queue;
-use crate::message::{Attached, Handle};
+use crate::message::{Attached, Content, Handle};
 use crate::settings::Orphans;
 use crate::watch::watch;
 
@@ -74,7 +74,7 @@ pub(crate) struct Letter {
 }
 
 /// A message of the primary.
-pub(crate) type Received = (Value, Option<Attached>);
+pub(crate) type Received = (Content, Option<Attached>);
 
 /// The way to the driver.
 pub(crate) type Commands = mpsc::UnboundedSender<Command>;
@@ -208,10 +208,14 @@ struct Driver {
 }
 
 /// Starts the driver of this channel. To be called in the runtime of the library's thread.
-pub(crate) fn start(channel: Channel, inbox: Arc<Inbox>) -> io::Result<Commands> {
+pub(crate) fn start(
+    channel: Channel,
+    serialization: Serialization,
+    inbox: Arc<Inbox>,
+) -> io::Result<Commands> {
     let (own, commands) = mpsc::unbounded_channel();
     let driver = Driver {
-        core: Core::new(DEFAULT_MAX_MESSAGE, OUTBOX_MAX),
+        core: Core::new(serialization, DEFAULT_MAX_MESSAGE, OUTBOX_MAX),
         channel: Some(watch(End(channel), Interest::READABLE)?),
         own: own.clone(),
         inbox,
@@ -436,17 +440,10 @@ impl Driver {
             WorkerEvent::TicketKeys(_) => {}
             WorkerEvent::Disconnect => self.drain(),
             WorkerEvent::Message { message, handle } => {
-                let handle = handle.and_then(|fd| match Handle::received(fd) {
-                    Ok(handle) => Some(Attached::new(handle)),
-                    Err(error) => {
-                        tracing::warn!(%error, "a handle of the primary is closed");
-                        None
-                    }
-                });
-                match message.decode::<Value>() {
-                    Ok(message) => self.inbox.deliver(&(message, handle)),
-                    Err(error) => tracing::warn!(%error, "a message of the primary cannot be decoded"),
-                }
+                self.inbox.deliver(&(Content::of(message), attached(handle)));
+            }
+            WorkerEvent::Opaque { bytes, handle } => {
+                self.inbox.deliver(&(Content::Opaque(bytes.into()), attached(handle)));
             }
             WorkerEvent::Released => self.close_channel(),
             _ => {}
@@ -574,6 +571,16 @@ impl Driver {
     }
 }
 
+fn attached(handle: Option<OwnedFd>) -> Option<Attached> {
+    match Handle::received(handle?) {
+        Ok(handle) => Some(Attached::new(handle)),
+        Err(error) => {
+            tracing::warn!(%error, "a handle of the primary is closed");
+            None
+        }
+    }
+}
+
 fn gone() -> io::Error {
     io::Error::new(io::ErrorKind::NotConnected, "this worker is leaving its cluster")
 }
@@ -633,7 +640,7 @@ mod tests {
         let inbox = Arc::new(Inbox::default());
         let commands = {
             let _inside = background::handle().unwrap().enter();
-            start(ours, Arc::clone(&inbox)).unwrap()
+            start(ours, Serialization::Json, Arc::clone(&inbox)).unwrap()
         };
         primary.hear("online");
 
@@ -676,7 +683,7 @@ mod tests {
 
         primary.say(r#"{"hello":1}"#);
         let mut messages = inbox.subscribe();
-        assert_eq!(messages.blocking_recv().unwrap().0["hello"], 1);
+        assert_eq!(messages.blocking_recv().unwrap().0, Content::Json(serde_json::json!({"hello": 1})));
         let (sent, answer) = oneshot::channel();
         let message = Payload::encode("there").unwrap();
         commands.send(Command::Send(Letter { message, handle: None, sent })).unwrap();

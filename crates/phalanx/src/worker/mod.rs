@@ -8,7 +8,7 @@ use std::io;
 use std::sync::{Arc, Once, OnceLock};
 use std::time::Duration;
 
-use phalanx_core::wire::Payload;
+use phalanx_core::wire::{Payload, Serialization};
 use phalanx_os::inherit::{self, Birth};
 use phalanx_os::{Channel, InheritError};
 use serde::Serialize;
@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::background;
 use crate::drain::Draining;
-use crate::message::{Attached, Handle, SendError};
+use crate::message::{Attached, Content, Handle, SendError};
 pub use config::ConfigError;
 use driver::{Command, Commands, Inbox, Letter, Received};
 
@@ -34,9 +34,6 @@ pub enum InitError {
     /// What the environment says of the channel is unusable.
     #[error("the channel to the primary cannot be used")]
     Inherit(#[source] Arc<InheritError>),
-    /// The primary writes V8 structured clones (`serialization: 'advanced'`).
-    #[error("the primary uses the serialization \"advanced\"; only \"json\" is understood")]
-    Serialization,
     /// The thread of the channel could not be started.
     #[error("the worker's thread cannot be started")]
     Thread(#[source] Arc<io::Error>),
@@ -121,9 +118,9 @@ fn take() -> Result<Option<Worker>, InitError> {
             }
             Ok(None)
         }
-        Some(Birth::Node { advanced: true, .. }) => Err(InitError::Serialization),
-        Some(Birth::Node { worker_id, channel, advanced: false }) => {
-            start(channel, |commands, inbox| Inner {
+        Some(Birth::Node { worker_id, channel, advanced }) => {
+            let serialization = if advanced { Serialization::Advanced } else { Serialization::Json };
+            start(channel, serialization, |commands, inbox| Inner {
                 id: worker_id,
                 slot: None,
                 generation: None,
@@ -136,7 +133,7 @@ fn take() -> Result<Option<Worker>, InitError> {
             })
         }
         Some(Birth::Phalanx { channel, worker_id, slot, generation, cluster, handles }) => {
-            start(channel, |commands, inbox| Inner {
+            start(channel, Serialization::Json, |commands, inbox| Inner {
                 id: worker_id.unwrap_or_default(),
                 slot,
                 generation,
@@ -153,12 +150,13 @@ fn take() -> Result<Option<Worker>, InitError> {
 
 fn start(
     channel: Channel,
+    serialization: Serialization,
     inner: impl FnOnce(Commands, Arc<Inbox>) -> Inner,
 ) -> Result<Option<Worker>, InitError> {
     let thread = |error| InitError::Thread(Arc::new(error));
     let inbox = Arc::new(Inbox::default());
     let _inside = background::handle().map_err(thread)?.enter();
-    let commands = driver::start(channel, Arc::clone(&inbox)).map_err(thread)?;
+    let commands = driver::start(channel, serialization, Arc::clone(&inbox)).map_err(thread)?;
     Ok(Some(Worker(Arc::new(inner(commands, inbox)))))
 }
 
@@ -304,6 +302,9 @@ impl Worker {
 }
 
 /// The messages of the primary, in order.
+///
+/// All but [`recv_any`](Messages::recv_any) leave out, with a warning, what has no form as a [`Value`]: a primary of
+/// Node with `serialization: 'advanced'` can send that.
 #[derive(Debug)]
 pub struct Messages(mpsc::UnboundedReceiver<Received>);
 
@@ -316,6 +317,16 @@ impl Messages {
 
     /// As [`recv`](Self::recv), with the socket that came with it.
     pub async fn recv_with(&mut self) -> Option<(Value, Option<Attached>)> {
+        loop {
+            let (content, handle) = self.recv_any().await?;
+            if let Some(value) = value(content) {
+                return Some((value, handle));
+            }
+        }
+    }
+
+    /// As [`recv_with`](Self::recv_with), whatever the message says.
+    pub async fn recv_any(&mut self) -> Option<(Content, Option<Attached>)> {
         self.0.recv().await
     }
 
@@ -324,6 +335,24 @@ impl Messages {
     /// # Panics
     /// When called in an asynchronous task.
     pub fn blocking_recv(&mut self) -> Option<Value> {
-        self.0.blocking_recv().map(|(message, _)| message)
+        loop {
+            let (content, _) = self.0.blocking_recv()?;
+            if let Some(value) = value(content) {
+                return Some(value);
+            }
+        }
+    }
+}
+
+fn value(content: Content) -> Option<Value> {
+    match content {
+        Content::Json(value) => Some(value),
+        Content::Opaque(bytes) => {
+            tracing::warn!(
+                bytes = bytes.len(),
+                "a message of the primary has no form in JSON: `Messages::recv_any` would have it"
+            );
+            None
+        }
     }
 }

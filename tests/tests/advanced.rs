@@ -1,0 +1,225 @@
+//! Node's `serialization: 'advanced'`, on either side of a channel.
+
+use phalanx::{Cluster, Event, Events, Hurry, Output, Serialization, Speaks, WorkerRef};
+use phalanx_core::wire::{Decoder, Message, Outbox, Payload, Seq, encode};
+use phalanx_tests::lab;
+use phalanx_tests::load::Load;
+use phalanx_tests::process::{Phalanx, Process, free_port};
+use serde_json::{Value, json};
+use std::fmt::Write as _;
+
+/// All but 0.12, which does not know it.
+const NODE_VERSIONS: &[&str] = &["18", "20", "22", "26"];
+
+/// What Node sends and JSON has no form for.
+const FOREIGN: [&str; 4] = ["new Map([[1, 2]])", "{ a: [new Date(0)] }", "Buffer.from('bytes')", "[10n]"];
+
+/// Lines of the primary's that tell of such an event.
+fn wait_event(process: &Process, name: &str, count: usize) -> Vec<Value> {
+    let wanted = format!("{{\"event\":\"{name}\"");
+    process.wait_lines(&format!("{count} × {name}"), |lines| {
+        let told = lines.iter().filter(|it| it.text.starts_with(&wanted));
+        let told: Vec<Value> = told.filter_map(|it| serde_json::from_str(&it.text).ok()).collect();
+        (told.len() >= count).then_some(told)
+    })
+}
+
+fn bytes_of(hex: &str) -> Vec<u8> {
+    let digits: Vec<u8> = hex.chars().map(|digit| digit.to_digit(16).expect("hexadecimal") as u8).collect();
+    digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect()
+}
+
+fn hex_of(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// What we make of a value that Node has serialized.
+fn read(value: &[u8]) -> Message {
+    let frame = [&u32::try_from(value.len()).expect("short").to_be_bytes()[..], value].concat();
+    let mut decoder = Decoder::<()>::new(1 << 20).serialization(Serialization::Advanced);
+    let read = decoder.feed(&frame, None).next().expect("a whole frame");
+    read.unwrap_or_else(|error| panic!("{}: {error}", hex_of(value))).message
+}
+
+/// What we make of a JSON text, without its length.
+fn written(text: &str) -> Vec<u8> {
+    let mut outbox = Outbox::<()>::new().serialization(Serialization::Advanced);
+    let message = Message::User(Payload::new(text).expect("JSON"));
+    outbox.push_with(None, |out| encode(&message, Seq(0), out));
+    outbox.peek().expect("a frame").bytes[4..].to_vec()
+}
+
+#[test]
+fn every_node_and_we_mean_the_same_by_the_same_bytes() {
+    for version in NODE_VERSIONS {
+        let Some(mut command) = lab::node_command(version, "values.js") else { continue };
+        let mut node = Process::start(&mut command);
+        node.wait_line("values end");
+        let lines = node.lines();
+        let values: Vec<Value> =
+            lines.iter().filter_map(|line| serde_json::from_str(&line.text).ok()).collect();
+        assert!(values.len() > 60, "v{version}: {values:?}");
+        let mut texts = Vec::new();
+        for value in &values {
+            let bytes = bytes_of(value["hex"].as_str().expect("bytes"));
+            match value["json"].as_str() {
+                Some(json) => {
+                    let expected = Message::User(Payload::new(json).expect("JSON"));
+                    assert_eq!(read(&bytes), expected, "v{version}");
+                    texts.push((json.to_owned(), json.to_owned()));
+                }
+                None => assert_eq!(read(&bytes), Message::Opaque(bytes.into()), "v{version}"),
+            }
+        }
+        for (text, json) in [
+            (r#"{"a":1,"€":2,"a":[],"b":"€","a":{"x":"€"}}"#, r#"{"€":2,"b":"€","a":{"x":"€"}}"#),
+            (" [ 1.0 , 1E3 , -0.5e-10,123456789012 ] ", "[1,1000,-5e-11,123456789012]"),
+            (r#""\u00e9\/\ud83d\ude00\ud800""#, r#""é/😀\ud800""#),
+            (r#"{"7":1,"a":2,"3":3}"#, r#"{"3":3,"7":1,"a":2}"#),
+        ] {
+            texts.push((text.to_owned(), json.to_owned()));
+        }
+        let from = node.line_count();
+        for (text, _) in &texts {
+            node.say(&hex_of(&written(text)));
+        }
+        let told = node.wait_lines("all were read", |lines| {
+            let told: Vec<String> = lines.iter().skip(from).map(|line| line.text.clone()).collect();
+            (told.len() == texts.len()).then_some(told)
+        });
+        let expected: Vec<&String> = texts.iter().map(|(_, json)| json).collect();
+        assert!(told.iter().eq(expected.iter().copied()), "v{version}: {told:?}\n{expected:?}");
+        node.close_stdin();
+        assert_eq!(node.wait().code(), Some(0));
+    }
+}
+
+#[test]
+fn a_rust_service_is_a_worker_of_every_node() {
+    for version in NODE_VERSIONS {
+        for policy in ["rr", "none"] {
+            let port = free_port();
+            let Some(mut command) = lab::node_command(version, "primary.js") else { continue };
+            command.args(["--serialization", "advanced", "--policy", policy, "--workers", "2", "--"]);
+            let mut process =
+                Process::start(command.arg(lab::binary("examples/axum")).env("PORT", port.to_string()));
+            wait_event(&process, "listening", 2);
+            Load::port(port).clients(4).connections(200).run().assert_all_served();
+            process.say("disconnect");
+            assert_eq!(process.wait().code(), Some(0), "v{version} {policy}");
+            let exits = wait_event(&process, "exit", 2);
+            assert!(
+                exits.iter().all(|it| it["code"] == 0 && it["exitedAfterDisconnect"] == true),
+                "v{version} {policy}: {exits:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_rust_worker_and_every_node_tell_each_other_all_there_is() {
+    for version in NODE_VERSIONS {
+        let Some(mut command) = lab::node_command(version, "primary.js") else { continue };
+        command.args(["--serialization", "advanced", "--workers", "1", "--"]);
+        let mut process = Process::start(command.arg(lab::binary("obedient")));
+        wait_event(&process, "message", 1);
+        let long = "é€".repeat(50_000);
+        for what in [json!({"n": [1, null, "ä", {"😀": 1.5}]}), json!(long)] {
+            process.say(&format!("send 1 {}", json!({ "do": "show", "what": what })));
+        }
+        let told = wait_event(&process, "message", 3);
+        assert_eq!(told[1]["message"]["what"], json!({"n": [1, null, "ä", {"😀": 1.5}]}), "v{version}");
+        assert_eq!(told[2]["message"]["what"], long, "v{version}");
+        for what in FOREIGN {
+            process.say(&format!("give 1 {what}"));
+        }
+        process.say("give 1 new Map with one");
+        process.say("give 1 { do: 'show', what: 'a connection' } with one");
+        let told = wait_event(&process, "message", 3 + FOREIGN.len() + 2);
+        let (foreign, with) = told[3..].split_at(FOREIGN.len());
+        for it in foreign {
+            let bytes: Vec<u8> = serde_json::from_value(it["message"]["bytes"].clone()).expect("bytes");
+            assert!(bytes.starts_with(b"\xff\x0f"), "v{version}: {it}");
+            assert_eq!(it["message"]["socket"], false, "v{version}: {it}");
+        }
+        assert_eq!(with[0]["message"]["socket"], true, "v{version}: {with:?}");
+        assert_eq!(with[1]["message"]["what"], "a connection", "v{version}: {with:?}");
+        process.say("disconnect");
+        assert_eq!(process.wait().code(), Some(0), "v{version}");
+    }
+}
+
+#[test]
+fn every_node_serves_under_phalanx() {
+    for version in NODE_VERSIONS {
+        let Some(node) = lab::node(version) else { continue };
+        let port = free_port();
+        let mut phalanx = Phalanx::run("advanced")
+            .workers(2)
+            .env("PORT", port.to_string())
+            .options(["--serialization", "advanced", "--mechanism", "handoff"])
+            .start([node.into_os_string(), lab::fixture("http.js").into_os_string()]);
+        phalanx.wait_listening(2);
+        let ledger = Load::port(port).clients(1).connections(200).run();
+        ledger.assert_all_served();
+        ledger.assert_equal_shares(2);
+        phalanx.finish();
+    }
+}
+
+const NODE: &str = "
+    const show = (message) => {
+        if (message instanceof Map) process.send({ map: [...message] });
+        else process.send(message);
+    };
+    process.on('message', (message) => message === 'foreign' ? process.send(new Map([[1, 2]])) : show(message));
+    process.send('up');
+";
+
+fn hear(events: &mut Events) -> Event {
+    let heard = events.find(|event| matches!(event, Event::Message { .. } | Event::Opaque { .. }));
+    heard.expect("a message")
+}
+
+fn echo(worker: &WorkerRef, events: &mut Events, what: &Value) -> Value {
+    worker.try_send(what).expect("room");
+    match hear(events) {
+        Event::Message { message, handle: None, .. } => message,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_node_worker_and_a_rust_primary_tell_each_other_all_there_is() {
+    for version in NODE_VERSIONS {
+        let Some(node) = lab::node(version) else { continue };
+        let dir = tempfile::tempdir().expect("a directory");
+        let script = dir.path().join("worker.js");
+        std::fs::write(&script, NODE).expect("a script");
+        let builder = Cluster::builder().exec(node).args([script]).channel(Speaks::Node);
+        let builder = builder.serialization(Serialization::Advanced).output(Output::Inherit);
+        let primary = builder.start().expect("a primary");
+        let mut events = primary.events();
+        let worker = primary.fork([("NONE", "")]).expect("a worker");
+        assert!(matches!(hear(&mut events), Event::Message { message, .. } if message == "up"));
+        for what in [
+            json!({"n": [1, null, "ä", {"😀": 1.5}], "": false}),
+            json!(["é€".repeat(50_000), -1, 4_294_967_296_u64]),
+            json!("\0"),
+        ] {
+            assert_eq!(echo(&worker, &mut events, &what), what, "v{version}");
+        }
+        worker.try_send("foreign").expect("room");
+        let opaque = hear(&mut events);
+        assert_eq!(
+            serde_json::to_value(&opaque).expect("JSON"),
+            json!({"event": "opaque", "worker": 1, "bytes": 9})
+        );
+        let Event::Opaque { bytes, handle: None, .. } = opaque else { panic!("v{version}: {opaque:?}") };
+        assert_eq!(*bytes, *b"\xff\x0f;I\x02I\x04:\x02", "v{version}");
+        primary.stop(Hurry::Graceful).wait();
+    }
+}
