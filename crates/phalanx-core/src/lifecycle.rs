@@ -516,6 +516,10 @@ impl Life {
     }
 
     fn deadline(&mut self, stage: Stage) -> Option<Option<Duration>> {
+        // The stop signal makes workers say that they drain. They get no more time for it.
+        if self.stage == Stage::Term && matches!(stage, Stage::Yield | Stage::Drain) {
+            return None;
+        }
         self.stage = stage;
         Some(match stage {
             Stage::Idle => None,
@@ -599,6 +603,18 @@ mod tests {
         assert_eq!(life.on(Input::Timeout, &mut effects), Some(None));
         assert_eq!(effects, [Effect::Signal(SIGKILL)]);
         assert_eq!(life.cause(), Some(&Cause::DrainTimeout), "the first cause is the one that counts");
+    }
+
+    #[test]
+    fn a_drain_after_the_stop_signal_gets_no_more_time() {
+        for speaks in [Speaks::Phalanx, Speaks::Nothing] {
+            for late in [|| Input::GaveUp, || Input::LeaveNotice, || Input::Leave { then: Some(15) }] {
+                let mut life = life(speaks, true);
+                drive(&mut life, vec![Input::Online, Input::Listening, Input::Terminate]);
+                assert_eq!(life.on(late(), &mut Vec::new()), None, "the deadline stays");
+                assert_eq!(drive(&mut life, vec![Input::Timeout]), [Effect::Signal(SIGKILL)]);
+            }
+        }
     }
 
     #[test]
