@@ -40,7 +40,8 @@ pub(crate) struct Lives {
     /// From the first order to stop to the beginning of the drain: time for load balancers to notice
     #[arg(long, default_value = "0s", value_name = "TIME", value_parser = units::duration)]
     shutdown_delay: Duration,
-    /// A worker hangs when it takes none of the connections that wait for it for so long; or `never`
+    /// A worker hangs when it takes none of the connections that wait for it for so long, or, if it uses the phalanx
+    /// crate, when its runtime runs no task; or `never`
     #[arg(long, default_value = "10s", value_name = "TIME", value_parser = units::duration_or_never)]
     hang_timeout: MaybeNever,
     /// What happens to a worker that hangs: report or replace

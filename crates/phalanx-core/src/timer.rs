@@ -20,6 +20,8 @@ pub(crate) enum Timer {
     Probe(WorkerId),
     /// A worker must have answered one of its connections.
     Hang(WorkerId),
+    /// A worker is to be asked whether it runs, or must have answered.
+    Heartbeat(WorkerId),
     /// A worker is old.
     Age(WorkerId),
     /// Workers' memory is looked at.

@@ -58,6 +58,8 @@ pub enum WorkerEvent<C> {
     },
     /// The primary asks this worker to leave.
     Disconnect,
+    /// The primary asks whether the application runs: [`Worker::pong`] is the answer.
+    Ping,
     /// A message from the primary.
     Message {
         /// What.
@@ -285,6 +287,12 @@ impl<C> Worker<C> {
         self.say(&Message::TicketKeys { keys: String::new() });
     }
 
+    /// Says that the application runs. The first time, unasked, it says that it will answer such questions. Node
+    /// ignores it.
+    pub fn pong(&mut self) {
+        self.say(&Message::Pong);
+    }
+
     /// Says that this worker leaves by its own choice (DISC-07). [`WorkerEvent::Released`] follows.
     pub fn notify_leave(&mut self) {
         if self.leave_notice.is_none() {
@@ -325,6 +333,7 @@ impl<C> Worker<C> {
                     self.events.push_back(WorkerEvent::Disconnect);
                 }
             }
+            Message::Ping => self.events.push_back(WorkerEvent::Ping),
             Message::HandleAck | Message::HandleNack => {
                 self.outbox.answered()?;
                 self.handles.pop_front();
@@ -352,6 +361,7 @@ impl<C> Worker<C> {
             | Message::SocketCount { .. }
             | Message::Draining
             | Message::Ready
+            | Message::Pong
             | Message::Unknown => {}
         }
         Ok(())

@@ -83,6 +83,8 @@ fn a_worker_lives_and_leaves() {
     golden(r#"{"cmd":"NODE_CLUSTER","ack":4,"seq":1}"#, Message::Reply(Reply::bare(Seq(4))));
     golden(r#"{"cmd":"NODE_CLUSTER","act":"draining","seq":7}"#, Message::Draining);
     golden(r#"{"cmd":"NODE_CLUSTER","act":"ready","seq":8}"#, Message::Ready);
+    golden(r#"{"cmd":"NODE_CLUSTER","act":"ping","seq":8}"#, Message::Ping);
+    golden(r#"{"cmd":"NODE_CLUSTER","act":"pong","seq":8}"#, Message::Pong);
     golden(
         r#"{"cmd":"NODE_CLUSTER","act":"ticketKeys","key":"ab,cd","seq":9}"#,
         Message::TicketKeys { keys: "ab,cd".to_owned() },

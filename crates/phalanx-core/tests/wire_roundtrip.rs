@@ -110,6 +110,8 @@ fn message(seq: Seq) -> impl Strategy<Value = Message> {
             Message::HandleNack,
             Message::Draining,
             Message::Ready,
+            Message::Ping,
+            Message::Pong,
         ]),
         request().prop_map(move |request| Message::QueryServer { seq, request }),
         request().prop_map(|request| Message::Listening { request }),

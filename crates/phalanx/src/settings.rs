@@ -113,6 +113,10 @@ impl Builder {
 
     /// A worker hangs when it takes none of the connections that wait for it for so long: 10 seconds, unless
     /// said otherwise; `None`: never.
+    ///
+    /// A worker of this library hangs as well when a runtime that accepts (not [`net::blocking`](crate::net::blocking))
+    /// runs no task for so long, because all its threads are blocked. It is asked after half of this time without a
+    /// connection, so this may take half as long again.
     #[must_use]
     pub fn hang_timeout(mut self, timeout: Option<Duration>) -> Builder {
         self.config.hang_timeout = timeout;

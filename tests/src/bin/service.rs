@@ -5,7 +5,8 @@
 //! ```
 //!
 //! `tcp` is a blocking loop, one connection at a time, `async` the same as tasks; there the slot `SLOW_SLOT` rests `SLOW_US`
-//! microseconds before each reply. `HOST` is where they listen. Each says who answered: its slot, or `alone`.
+//! microseconds before each reply. With `BLOCK`, `async` blocks after a request with `X-Block`, all of it, while that file exists.
+//! `HOST` is where they listen. Each says who answered: its slot, or `alone`.
 
 use std::io::{self, Read, Write};
 use std::process::ExitCode;
@@ -74,7 +75,15 @@ async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<(
         tokio::time::sleep(rest).await;
     }
     stream.write_all(reply(&bytes, &name()).as_bytes()).await?;
-    stream.shutdown().await
+    stream.shutdown().await?;
+    if let Ok(file) = std::env::var("BLOCK")
+        && String::from_utf8_lossy(&bytes).contains("X-Block")
+    {
+        while std::path::Path::new(&file).exists() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    Ok(())
 }
 
 async fn tasks(port: &str) -> io::Result<()> {

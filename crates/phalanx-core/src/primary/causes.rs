@@ -29,6 +29,9 @@ pub enum Hang {
         /// How many wait there.
         connections: u32,
     },
+    /// It was asked whether its runtime still runs tasks, and did not answer. Only workers of this library are
+    /// asked.
+    Silent,
 }
 
 impl fmt::Display for Hang {
@@ -40,6 +43,7 @@ impl fmt::Display for Hang {
             Hang::Queue { connections } => {
                 write!(f, "{connections} connections wait at its socket, and it accepted none of them")
             }
+            Hang::Silent => f.write_str("its runtime stands still: asked for a sign of life, it gave none"),
         }
     }
 }

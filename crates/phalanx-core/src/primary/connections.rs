@@ -176,6 +176,7 @@ impl<C> Primary<C> {
             // Our copy must go now: while it is open the worker's close sends no FIN (K-17).
             drop(connection);
             self.moves(worker);
+            self.runs(now, worker);
             self.refresh(worker);
             self.had_enough(now, worker);
         } else {

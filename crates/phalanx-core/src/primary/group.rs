@@ -1,5 +1,6 @@
 //! How many workers there are: fork, scale, restart, stop.
 
+use super::heartbeat::Heartbeat;
 use super::readiness::Footsteps;
 use super::seat::Seat;
 use super::{Aborted, Primary};
@@ -288,6 +289,7 @@ impl<C> Primary<C> {
                 max_rss: None,
                 max_connections: None,
                 silent_since: None,
+                heartbeat: Heartbeat::default(),
                 hung: None,
             },
         );

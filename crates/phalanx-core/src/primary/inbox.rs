@@ -84,6 +84,7 @@ impl<C> Primary<C> {
                 self.say(worker, &Message::SocketCount { key, count: 0 });
             }
             Message::Draining => self.live(now, worker, Input::GaveUp),
+            Message::Pong => self.pong(now, worker),
             Message::TicketKeys { .. } => self.wants_ticket_keys(worker),
             Message::Ready => {
                 self.promised(now, worker, &Ready::Message);
@@ -102,6 +103,7 @@ impl<C> Primary<C> {
             // What only a primary says, and what nobody knows: none of our business (WIRE-05).
             Message::NewConnection { .. }
             | Message::Disconnect
+            | Message::Ping
             | Message::SocketAllClosed { .. }
             | Message::SocketCount { .. }
             | Message::Unknown => {}

@@ -3,6 +3,7 @@
 mod causes;
 mod connections;
 mod group;
+mod heartbeat;
 mod inbox;
 mod listening;
 mod readiness;
@@ -145,6 +146,7 @@ impl<C> Primary<C> {
                 Timer::Ready(worker) => self.not_ready(now, worker),
                 Timer::Probe(worker) => self.probe(worker),
                 Timer::Hang(worker) => self.look_for_answers(now, worker),
+                Timer::Heartbeat(worker) => self.heartbeat(now, worker),
                 Timer::Age(worker) => self.old(now, worker),
                 Timer::Measure => self.measure(now),
                 Timer::Shutdown => self.delay_over(now),
@@ -299,7 +301,7 @@ impl<C> Primary<C> {
     }
 
     fn forget(&mut self, id: WorkerId) {
-        for timer in [Timer::Ready, Timer::Probe, Timer::Hang, Timer::Age, Timer::Offer] {
+        for timer in [Timer::Ready, Timer::Probe, Timer::Hang, Timer::Heartbeat, Timer::Age, Timer::Offer] {
             self.timers.stop(timer(id));
         }
         self.timers.stop(Timer::Retry(id));

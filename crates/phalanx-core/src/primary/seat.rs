@@ -1,6 +1,7 @@
 //! What the primary knows about one worker.
 
 use super::causes::Hang;
+use super::heartbeat::Heartbeat;
 use super::readiness::Footsteps;
 use crate::dispatch::Ledger;
 use crate::lifecycle::{Cause, Life};
@@ -82,6 +83,7 @@ pub(super) struct Seat<C> {
     pub(super) max_connections: Option<u64>,
     /// It owes answers and has given none since then, as far as anybody has looked.
     pub(super) silent_since: Option<Time>,
+    pub(super) heartbeat: Heartbeat,
     pub(super) hung: Option<Hang>,
 }
 

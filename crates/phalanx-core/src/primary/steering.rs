@@ -297,6 +297,7 @@ impl<C> Primary<C> {
                 if let Some(seat) = self.seats.get_mut(&worker) {
                     seat.taken += connections;
                 }
+                self.runs(now, worker);
                 self.had_enough(now, worker);
                 return;
             }

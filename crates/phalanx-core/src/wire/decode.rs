@@ -140,6 +140,8 @@ fn cluster(fields: &Fields<'_>) -> Result<Message, Wrong> {
         "disconnect" => Message::Disconnect,
         "draining" => Message::Draining,
         "ready" => Message::Ready,
+        "ping" => Message::Ping,
+        "pong" => Message::Pong,
         "ticketKeys" => Message::TicketKeys { keys: fields.string(Member::Key)?.unwrap_or_default() },
         _ => Message::Unknown,
     })

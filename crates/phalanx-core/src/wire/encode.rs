@@ -106,6 +106,8 @@ fn write(message: &Message, seq: Seq, out: &mut Vec<u8>) -> bool {
         Message::SocketCount { key, count } => socket("COUNT", key, Some(*count), out),
         Message::Draining => act("draining", seq, out),
         Message::Ready => act("ready", seq, out),
+        Message::Ping => act("ping", seq, out),
+        Message::Pong => act("pong", seq, out),
         Message::TicketKeys { keys } => {
             out.extend_from_slice(CLUSTER);
             out.extend_from_slice(b",\"act\":\"ticketKeys\"");

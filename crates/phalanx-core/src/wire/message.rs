@@ -79,6 +79,10 @@ pub enum Message {
     Draining,
     /// Ours, W→P: the worker says that it is ready.
     Ready,
+    /// Ours, P→W: does the application run? Wants a [`Message::Pong`].
+    Ping,
+    /// Ours, W→P: the application runs; the first one, unasked, says that more can be had.
+    Pong,
     /// Ours. W→P, with nothing: the worker wants the keys of TLS session tickets. P→W: here they are.
     TicketKeys {
         /// As text; only the library looks into it.

@@ -90,6 +90,8 @@ pub(crate) struct World {
     pub(crate) violators: BTreeSet<WorkerId>,
     pub(crate) told: Told,
     pub(crate) max_unavailable: u32,
+    /// Workers answer heartbeats: then there is always something to wait for.
+    pub(crate) beats: bool,
 }
 
 impl World {
@@ -118,6 +120,7 @@ impl World {
             violators: BTreeSet::new(),
             told: Told::default(),
             max_unavailable: config.max_unavailable,
+            beats: false,
             primary: Primary::new(config),
             now: Time::ZERO,
             open: Open::default(),
@@ -134,7 +137,7 @@ impl World {
             seen: BTreeMap::new(),
             finished: 0,
             refused: (0, Time::ZERO),
-            deploys: Deploys::default(),
+            deploys: Deploys::new(faults.bind > 0),
         }
     }
 
@@ -601,6 +604,9 @@ impl World {
                 WorkerEvent::Granted { listen, address, .. } => {
                     p.listens.push(listen);
                     p.worker.listening(listen, address.map(|name| i32::from(name.port)));
+                    if self.beats {
+                        p.worker.pong();
+                    }
                 }
                 WorkerEvent::Shared { listen, socket, .. } => {
                     p.shared.push((listen, socket));
@@ -610,6 +616,7 @@ impl World {
                     self.told.heard(id, message.decode().expect("a number"), handle.as_ref());
                 }
                 WorkerEvent::Refused { .. } => {}
+                WorkerEvent::Ping => p.worker.pong(),
                 WorkerEvent::Connection { listen, offer, connection } => {
                     let due = self.now + Duration::from_millis(self.dice.below(self.delay_ms + 1) as u64);
                     p.offers.push((due, offer, listen, connection));

@@ -306,7 +306,11 @@ impl Source<OwnedFd> {
 impl Source {
     /// To be called in a runtime, which will watch the socket.
     pub(crate) fn new(opened: Opened) -> io::Result<Self> {
-        Self::with(opened, |socket| watch(socket, Interest::READABLE))
+        let source = Self::with(opened, |socket| watch(socket, Interest::READABLE))?;
+        if let (_, Some(handed)) = source.parts() {
+            handed.ticket.runs_here();
+        }
+        Ok(source)
     }
 
     /// The next connection: close-on-exec, non-blocking. Pending for ever once draining has begun.

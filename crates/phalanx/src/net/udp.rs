@@ -35,7 +35,11 @@ impl UdpSocket {
         let opened = open_first(addresses, Wanted::Udp, &options, false).await?;
         let socket = opened.socket.ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))?;
         let socket = tokio::net::UdpSocket::from_std(socket.into())?;
-        Ok(Self { socket, _ticket: opened.handed.map(|(_, ticket)| ticket) })
+        let ticket = opened.handed.map(|(_, ticket)| ticket);
+        if let Some(ticket) = &ticket {
+            ticket.runs_here();
+        }
+        Ok(Self { socket, _ticket: ticket })
     }
 }
 

@@ -13,6 +13,7 @@ use phalanx_os::{Channel, LocalAddress, RecvError, SendError as Unsent, SocketKi
 use serde_json::Value;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::runtime::Handle as Runtime;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -42,6 +43,10 @@ const EOPNOTSUPP: i32 = 95;
 pub(crate) enum Command {
     /// A listener is wanted.
     Listen { request: ListenRequest, reply: oneshot::Sender<io::Result<Grant>> },
+    /// This runtime accepts for the listener.
+    Runs(Listen, Runtime),
+    /// Every runtime that accepts has run a task.
+    Beat,
     /// The application took connections from the queue of this listener.
     Taken(Listen),
     /// The application dropped the listener.
@@ -106,11 +111,29 @@ impl Ticket {
     pub(crate) fn taken(&self) {
         let _ = self.commands.send(Command::Taken(self.listen));
     }
+
+    /// The runtime that this is called in accepts: if it stands still, so does the listener.
+    pub(crate) fn runs_here(&self) {
+        if let Ok(runtime) = Runtime::try_current() {
+            let _ = self.commands.send(Command::Runs(self.listen, runtime));
+        }
+    }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
         let _ = self.commands.send(Command::Close(self.listen));
+    }
+}
+
+/// The answer to a heartbeat, given when the last task drops it. A runtime that has ended drops it as well: nobody
+/// waits for that one.
+#[derive(Debug)]
+struct Beat(Commands);
+
+impl Drop for Beat {
+    fn drop(&mut self) {
+        let _ = self.0.send(Command::Beat);
     }
 }
 
@@ -176,6 +199,8 @@ struct Entry {
     request: ListenRequest,
     queue: Arc<Queue>,
     reply: Option<oneshot::Sender<io::Result<Grant>>>,
+    /// What accepts, if it is a runtime.
+    runtime: Option<Runtime>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -439,6 +464,7 @@ impl Driver {
             #[cfg(not(feature = "rustls"))]
             WorkerEvent::TicketKeys(_) => {}
             WorkerEvent::Disconnect => self.drain(),
+            WorkerEvent::Ping => self.beat(),
             WorkerEvent::Message { message, handle } => {
                 self.inbox.deliver(&(Content::of(message), attached(handle)));
             }
@@ -447,6 +473,15 @@ impl Driver {
             }
             WorkerEvent::Released => self.close_channel(),
             _ => {}
+        }
+    }
+
+    /// Answers the primary once every runtime that accepts has run a task. This thread alone would prove nothing.
+    fn beat(&self) {
+        let beat = Arc::new(Beat(self.own.clone()));
+        for runtime in self.listeners.values().filter_map(|entry| entry.runtime.as_ref()) {
+            let beat = Arc::clone(&beat);
+            runtime.spawn(async move { drop(beat) });
         }
     }
 
@@ -505,9 +540,17 @@ impl Driver {
             }
             Command::Listen { request, reply } => {
                 let listen = self.core.listen(request.clone());
-                let entry = Entry { request, queue: Arc::default(), reply: Some(reply) };
+                let entry = Entry { request, queue: Arc::default(), reply: Some(reply), runtime: None };
                 self.listeners.insert(listen, entry);
             }
+            Command::Runs(listen, runtime) => {
+                if let Some(entry) = self.listeners.get_mut(&listen) {
+                    entry.runtime = Some(runtime);
+                    // The first answer, unasked, says that there will be more.
+                    self.beat();
+                }
+            }
+            Command::Beat => self.core.pong(),
             Command::Taken(listen) => {
                 if let Some(entry) = self.listeners.get(&listen) {
                     for offer in entry.queue.taken() {
