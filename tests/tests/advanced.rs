@@ -180,7 +180,8 @@ const NODE: &str = "
 ";
 
 fn hear(events: &mut Events) -> Event {
-    let heard = events.find(|event| matches!(event, Event::Message { .. } | Event::Opaque { .. }));
+    let heard = std::iter::from_fn(|| events.blocking_recv())
+        .find(|event| matches!(event, Event::Message { .. } | Event::Opaque { .. }));
     heard.expect("a message")
 }
 

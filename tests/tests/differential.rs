@@ -6,7 +6,7 @@
 
 use phalanx::{Cluster, Event, Events, Hurry, Mechanism, Policy, Primary, Speaks, WorkerId};
 use phalanx_tests::lab;
-use phalanx_tests::process::{Process, Signal, wait_for};
+use phalanx_tests::process::{Process, wait_for};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -163,12 +163,12 @@ impl Side for Ours {
     }
 
     fn kill(&mut self, worker: u32) {
-        assert!(self.primary.worker(WorkerId(worker)).expect("it is there").signal(Signal::KILL.as_raw()));
+        assert!(self.primary.worker(WorkerId(worker)).expect("it is there").signal(phalanx::Signal::KILL));
     }
 
     fn next(&mut self) -> (u32, String) {
         loop {
-            if let Some((worker, text)) = said(self.events.next().expect("an event")) {
+            if let Some((worker, text)) = said(self.events.blocking_recv().expect("an event")) {
                 return (worker.0, text);
             }
         }

@@ -46,7 +46,7 @@ fn block_on<F: Future>(future: F) -> F::Output {
 }
 
 fn hear(events: &mut Events) -> (Value, Option<Handle>) {
-    let message = events.find_map(|event| match event {
+    let message = std::iter::from_fn(|| events.blocking_recv()).find_map(|event| match event {
         Event::Message { message, handle, .. } => Some((message, handle.and_then(|handle| handle.take()))),
         _ => None,
     });

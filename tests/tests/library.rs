@@ -49,7 +49,7 @@ fn a_worker_that_does_not_read_gets_everything_in_the_end() {
     kill(worker.pid().expect("it lives"), Signal::CONT).expect("continued");
     let mut echoed = 0;
     while echoed < sent {
-        match events.next() {
+        match events.blocking_recv() {
             Some(Event::Message { message, .. }) => {
                 assert_eq!(message["n"], echoed, "in order");
                 echoed += 1;

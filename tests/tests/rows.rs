@@ -39,7 +39,7 @@ impl Play {
 
     fn wait<T>(&mut self, mut wanted: impl FnMut(&Event) -> Option<T>) -> T {
         loop {
-            let event = self.events.next().expect("an event");
+            let event = self.events.blocking_recv().expect("an event");
             if let Some(found) = wanted(&event) {
                 return found;
             }
@@ -246,11 +246,10 @@ fn a_raw_signal_is_immediate_not_voluntary_and_reaches_the_stuck() {
     let mut play = Play::new(Mechanism::Handoff);
     let worker = play.worker();
     kill(worker.pid().expect("it lives"), Signal::STOP).expect("stopped");
-    assert!(!worker.signal(12345), "no such signal");
-    assert!(worker.signal(Signal::KILL.as_raw()));
+    assert!(worker.signal(phalanx::Signal::KILL));
     assert_eq!(play.exit(&worker), (Ended::Signal(9, false), false));
     wait_until("it is gone", || worker.view().is_none());
-    assert!(!worker.signal(Signal::KILL.as_raw()), "nobody is there");
+    assert!(!worker.signal(phalanx::Signal::KILL), "nobody is there");
     play.finish();
 }
 

@@ -54,7 +54,7 @@ fn start(own: &std::path::Path, args: &args::Demo) -> Result<(Primary, String), 
             .start();
         match started {
             Ok(primary) => {
-                let address = primary.address("http").unwrap_or(address);
+                let address = primary.address("http").map_or(address, |bound| bound.to_string());
                 return Ok((primary, address));
             }
             Err(phalanx::Error::Listen { source, .. })

@@ -2,7 +2,7 @@
 
 use crate::units::{self, MaybeNever};
 use clap::{Args, ValueEnum};
-use phalanx::{Builder, OnHang, Orphans, Ready, Restart};
+use phalanx::{Builder, OnHang, Orphans, Ready, Restart, Signal};
 use std::time::Duration;
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -36,7 +36,7 @@ pub(crate) struct Lives {
     term_timeout: Duration,
     /// The signal that ends a worker
     #[arg(long, default_value = "SIGTERM", value_name = "SIGNAL", value_parser = units::signal)]
-    stop_signal: i32,
+    stop_signal: Signal,
     /// From the first order to stop to the beginning of the drain: time for load balancers to notice
     #[arg(long, default_value = "0s", value_name = "TIME", value_parser = units::duration)]
     shutdown_delay: Duration,
@@ -77,7 +77,7 @@ impl Lives {
         let mut builder = builder
             .ready(self.ready.clone())
             .restart(restart)
-            .limits(|limits| limits.start_timeout = self.start_timeout.0)
+            .start_timeout(self.start_timeout.0)
             .drain_timeout(self.drain_timeout)
             .term_timeout(self.term_timeout)
             .stop_signal(self.stop_signal)

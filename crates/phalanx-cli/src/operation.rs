@@ -182,9 +182,7 @@ async fn rescale(primary: &Primary, scale: Scale, events: Events, to: &mpsc::Sen
         Scale::To(number) => primary.scale(number),
         Scale::By(change) => primary.scale_by(change),
     };
-    let Some(wanted) = wanted else {
-        return Err(failed("workers are forked by hand here: whoever forks them scales", &[]));
-    };
+    let wanted = wanted.map_err(|error| failed(error, &[]))?;
     let reached = |status: &Status| {
         status.ready >= wanted && !status.workers.iter().any(|worker| worker.slot.0 >= wanted)
     };

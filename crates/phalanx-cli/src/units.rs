@@ -41,12 +41,10 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
 }
 
 /// `SIGTERM`, `TERM` or its number.
-pub(crate) fn signal(text: &str) -> Result<i32, String> {
-    let known = text.parse::<phalanx_os::Signal>().ok();
-    let known = known.or_else(|| phalanx_os::Signal::from_raw(text.parse().ok()?));
-    known
-        .map(phalanx_os::Signal::as_raw)
-        .ok_or_else(|| "write SIGTERM, SIGINT, SIGQUIT or another".to_owned())
+pub(crate) fn signal(text: &str) -> Result<phalanx::Signal, String> {
+    let known = text.parse::<phalanx::Signal>().ok();
+    let known = known.or_else(|| phalanx::Signal::from_raw(text.parse().ok()?));
+    known.ok_or_else(|| "write SIGTERM, SIGINT, SIGQUIT or another".to_owned())
 }
 
 fn split(text: &str) -> (&str, &str) {
@@ -71,8 +69,8 @@ mod tests {
             assert!(duration(wrong).is_err(), "{wrong}");
         }
         assert!(bytes("1T").is_err() && bytes("18446744073709551615G").is_err());
-        assert_eq!(signal("SIGINT"), Ok(2));
-        assert_eq!(signal("15"), Ok(15));
+        assert_eq!(signal("SIGINT"), Ok(phalanx::Signal::INT));
+        assert_eq!(signal("15"), Ok(phalanx::Signal::TERM));
         assert!(signal("SIGNONE").is_err());
     }
 }

@@ -128,6 +128,7 @@ pub struct ListenerStatus {
     pub slots: Vec<SlotStatus>,
     /// The socket, for whoever fills in `queued`.
     #[serde(skip)]
+    #[doc(hidden)]
     pub socket: SocketId,
 }
 

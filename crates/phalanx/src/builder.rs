@@ -5,8 +5,8 @@ use crate::primary::{Inspect, Primary, Tell, driver};
 use crate::settings::Orphans;
 use phalanx_core::policy::PolicyImpl;
 use phalanx_core::wire::Serialization;
-use phalanx_core::{BindSpec, Config, Limits, Mechanism, Policy, Restart, SocketKind, Speaks};
-use phalanx_os::conn;
+use phalanx_core::{BindSpec, Config, Mechanism, Policy, Restart, SocketKind, Speaks};
+use phalanx_os::{Signal, conn};
 use serde::Serialize;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -22,6 +22,7 @@ pub struct Cluster;
 
 impl Cluster {
     /// Describes a cluster.
+    #[must_use]
     pub fn builder() -> Builder {
         Builder::default()
     }
@@ -391,21 +392,14 @@ impl Builder {
         self
     }
 
-    /// Times and signals of a worker's life.
+    /// From spawn to `online`: 30 seconds, unless said otherwise; `None`: no limit. Who is not up by then is killed.
     #[must_use]
-    pub fn limits(mut self, change: impl FnOnce(&mut Limits)) -> Builder {
-        change(&mut self.config.limits);
+    pub fn start_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Builder {
+        self.config.limits.start_timeout = timeout.into();
         self
     }
 
-    /// From spawn to `online`.
-    #[must_use]
-    pub fn start_timeout(mut self, timeout: Duration) -> Builder {
-        self.config.limits.start_timeout = Some(timeout);
-        self
-    }
-
-    /// From the stop signal to SIGKILL.
+    /// From the stop signal to SIGKILL: 5 seconds, unless said otherwise.
     #[must_use]
     pub fn term_timeout(mut self, timeout: Duration) -> Builder {
         self.config.limits.term_timeout = timeout;
@@ -414,12 +408,12 @@ impl Builder {
 
     /// The signal that ends a worker: SIGTERM, unless said otherwise.
     #[must_use]
-    pub fn stop_signal(mut self, signal: i32) -> Builder {
-        self.config.limits.stop_signal = signal;
+    pub fn stop_signal(mut self, signal: Signal) -> Builder {
+        self.config.limits.stop_signal = signal.as_raw();
         self
     }
 
-    /// From the order to leave to the stop signal.
+    /// From the order to leave to the stop signal: 30 seconds, unless said otherwise.
     #[must_use]
     pub fn drain_timeout(mut self, timeout: Duration) -> Builder {
         self.config.limits.drain_timeout = timeout;

@@ -98,7 +98,7 @@ impl Draining {
     }
 
     /// Waits on this thread, which needs no runtime. In an asynchronous task, `await` instead.
-    pub fn wait_blocking(&self) {
+    pub fn wait(&self) {
         block_on(self.clone());
     }
 }

@@ -61,6 +61,18 @@ pub enum Error {
     /// Settings that do not go together, or make no sense.
     #[error("{0}")]
     Config(String),
+    /// A worker could not be started.
+    #[error("{0}")]
+    Fork(String),
+    /// Workers are forked by hand: there is no number of them to change.
+    #[error("workers are forked by hand here: whoever forks them scales")]
+    ForkedByHand,
+    /// A reload did not happen.
+    #[error(transparent)]
+    Reload(Box<crate::ReloadError>),
+    /// A message was not sent.
+    #[error(transparent)]
+    Send(#[from] crate::SendError),
     /// The operating system refused something.
     #[error("{what}: {source}")]
     System {
@@ -75,6 +87,12 @@ pub enum Error {
     Ended,
 }
 
+impl From<crate::ReloadError> for Error {
+    fn from(error: crate::ReloadError) -> Error {
+        Error::Reload(Box::new(error))
+    }
+}
+
 fn program_hint(source: &io::Error) -> String {
     match source.kind() {
         io::ErrorKind::NotFound => "no such program; check the name, or give its path".to_owned(),
@@ -84,11 +102,6 @@ fn program_hint(source: &io::Error) -> String {
         _ => source.to_string(),
     }
 }
-
-/// A worker could not be started.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct ForkError(pub(crate) String);
 
 /// What a `Result` of this crate usually holds.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -49,7 +49,7 @@ impl Mailbox {
     }
 }
 
-/// The events of a cluster: a stream, and a blocking iterator for code without a runtime. Ends when the cluster
+/// The events of a cluster: a stream; in code without a runtime, what a `for` loop goes through. Ends when the cluster
 /// has ended. At most 1024 wait for a listener; of more, the oldest are dropped, and [`Event::Lagged`] says how
 /// many.
 #[derive(Debug)]
@@ -59,6 +59,20 @@ impl Events {
     /// The next event, or `None` when the cluster has ended.
     pub async fn recv(&mut self) -> Option<Event> {
         std::future::poll_fn(|cx| self.poll_recv(cx)).await
+    }
+
+    /// The next event, or `None` when the cluster has ended. Blocks this thread: not for asynchronous tasks.
+    pub fn blocking_recv(&mut self) -> Option<Event> {
+        let mut queue = self.0.lock();
+        loop {
+            if let Some(event) = take(&mut queue) {
+                return Some(event);
+            }
+            if queue.closed {
+                return None;
+            }
+            queue = self.0.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
     }
 
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event>> {
@@ -82,20 +96,25 @@ impl futures_core::Stream for Events {
     }
 }
 
-impl Iterator for Events {
+/// The events of a cluster, one after the other, for code without a runtime: each
+/// [`blocking_recv`](Events::blocking_recv).
+#[derive(Debug)]
+pub struct BlockingEvents(Events);
+
+impl Iterator for BlockingEvents {
     type Item = Event;
 
     fn next(&mut self) -> Option<Event> {
-        let mut queue = self.0.lock();
-        loop {
-            if let Some(event) = take(&mut queue) {
-                return Some(event);
-            }
-            if queue.closed {
-                return None;
-            }
-            queue = self.0.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
-        }
+        self.0.blocking_recv()
+    }
+}
+
+impl IntoIterator for Events {
+    type Item = Event;
+    type IntoIter = BlockingEvents;
+
+    fn into_iter(self) -> BlockingEvents {
+        BlockingEvents(self)
     }
 }
 
@@ -175,15 +194,15 @@ mod tests {
     fn the_first_listener_hears_what_came_before_it() {
         let mut hub = Hub::default();
         hub.tell(&degraded(0));
-        let mut first = hub.subscribe();
-        let mut second = hub.subscribe();
+        let first = hub.subscribe();
+        let second = hub.subscribe();
         hub.tell(&degraded(1));
         drop(hub);
-        let slots = |events: &mut Events| {
+        let slots = |events: Events| {
             let slot = |event| if let Event::Degraded { slot } = event { Some(slot.0) } else { None };
-            events.filter_map(slot).collect::<Vec<_>>()
+            events.into_iter().filter_map(slot).collect::<Vec<_>>()
         };
-        assert_eq!((slots(&mut first), slots(&mut second)), (vec![0, 1], vec![1]));
+        assert_eq!((slots(first), slots(second)), (vec![0, 1], vec![1]));
     }
 
     #[test]
@@ -193,7 +212,7 @@ mod tests {
             hub.tell(&degraded(n));
         }
         let mut events = hub.subscribe();
-        assert!(matches!(events.next(), Some(Event::Lagged { missed: 3 })));
-        assert!(matches!(events.next(), Some(Event::Degraded { slot: Slot(3) })));
+        assert!(matches!(events.blocking_recv(), Some(Event::Lagged { missed: 3 })));
+        assert!(matches!(events.blocking_recv(), Some(Event::Degraded { slot: Slot(3) })));
     }
 }

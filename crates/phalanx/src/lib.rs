@@ -3,10 +3,13 @@
 //! A *primary* starts *workers*, owns every listening socket, decides which worker gets which connection,
 //! carries messages, and replaces what dies.
 //!
+//! There are three ways to use it: a service that somebody else clusters (the program `phalanx`, systemd, Node.js), a
+//! service that [clusters itself](Builder::run), and a [supervisor](Primary) of other programs.
+//!
 //! # A worker
 //!
-//! Take [`net::TcpListener`] in place of tokio's, and the same program works alone, under `phalanx run`, under
-//! socket activation, and as a worker of a Node.js cluster.
+//! Take [`net::TcpListener`] in place of tokio's (or [`net::blocking`] in place of the standard library's), and the same
+//! program works alone, under `phalanx run`, under socket activation, and as a worker of a Node.js cluster.
 //!
 //! ```no_run
 //! # async fn serve(_: phalanx::net::TcpListener) {}
@@ -20,9 +23,11 @@
 //! # }
 //! ```
 //!
+//! A service tests itself, in a real cluster, with [`testing::Cluster`].
+//!
 //! # A primary
 //!
-//! On Linux.
+//! On Linux. Its handles work from any thread, in any runtime or none.
 //!
 //! ```no_run
 //! # #[cfg(all(target_os = "linux", not(phalanx_standalone)))]
@@ -67,12 +72,17 @@
 //! |---|---|
 //! | `isPrimary`, `isWorker` | [`worker()`] is `None`, or a [`Worker`] |
 //! | `setupPrimary`, `settings` | [`Cluster::builder`]; [`Primary::configure`], [`Primary::settings`] |
-//! | `fork`, `workers` | [`Builder::workers`], [`Primary::fork`], [`Primary::workers`] |
-//! | events | [`Primary::events`], [`Event`] |
-//! | `worker.send`, `.disconnect`, `.kill` | [`WorkerRef::send`], [`WorkerRef::disconnect`], [`WorkerRef::kill`] |
-//! | `process.send`, `process.on('message')` | [`Worker::send`], [`Worker::messages`] |
-//! | `server.listen` | [`net`] |
-//! | `disconnect` in a worker | [`draining()`] |
+//! | `schedulingPolicy` | [`Builder::policy`]: [`Policy`] |
+//! | `fork`, `workers` | [`Builder::workers`], [`Primary::fork`]; [`Primary::workers`], [`Primary::worker`] |
+//! | `on('fork')` and all others, `on('message')` | [`Primary::events`], [`Event`] |
+//! | `disconnect` | [`Primary::disconnect`]; [`Primary::stop`] ends the processes too |
+//! | `worker.id`, `.process.pid`, `.isConnected()`, `.isDead()`, `.exitedAfterDisconnect` | [`WorkerRef::id`], [`WorkerRef::pid`], [`WorkerRef::state`], [`WorkerRef::view`] |
+//! | `worker.send` | [`WorkerRef::send`]; with a handle [`WorkerRef::send_with`] |
+//! | `worker.disconnect`, `.kill`, `.process.kill` | [`WorkerRef::disconnect`], [`WorkerRef::kill`], [`WorkerRef::signal`] |
+//! | in a worker: `process.send`, `process.on('message')` | [`Worker::send`], [`Worker::messages`] |
+//! | `server.listen`, `dgram.bind` | [`net`] |
+//! | `cluster.worker.disconnect()`, `.kill()` | [`Worker::disconnect`], [`Worker::kill`] |
+//! | `cluster.worker.on('disconnect')` | [`draining()`] |
 //!
 //! # Features
 //!
@@ -84,17 +94,19 @@
 //! Clusters are for Linux. Everywhere else, and with `--cfg phalanx_standalone` in `RUSTFLAGS`, a service compiles and
 //! runs alone: [`net`], [`draining`] and [`worker()`], which finds no primary, are there; the rest is not.
 
+#![warn(clippy::must_use_candidate)]
+
 mod background;
 mod drain;
 pub mod net;
 
 pub use drain::{Draining, draining};
-pub use phalanx_core::Policy;
+pub use phalanx_core::{Generation, Policy, Slot, WorkerId};
 pub use worker::{InitError, Worker, init, worker};
 
 #[cfg(any(not(target_os = "linux"), phalanx_standalone))]
 #[path = "standalone.rs"]
-pub mod worker;
+mod worker;
 
 #[cfg(all(target_os = "linux", not(phalanx_standalone)))]
 mod builder;
@@ -119,7 +131,7 @@ pub mod tls;
 #[cfg(all(target_os = "linux", not(phalanx_standalone)))]
 mod watch;
 #[cfg(all(target_os = "linux", not(phalanx_standalone)))]
-pub mod worker;
+mod worker;
 
 #[cfg(all(target_os = "linux", not(phalanx_standalone)))]
 pub use cluster::*;

@@ -25,6 +25,7 @@ pub enum Orphans {
 
 impl Orphans {
     /// Its name.
+    #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Orphans::Exit => "exit",
@@ -118,8 +119,8 @@ impl Builder {
     /// runs no task for so long, because all its threads are blocked. It is asked after half of this time without a
     /// connection, so this may take half as long again.
     #[must_use]
-    pub fn hang_timeout(mut self, timeout: Option<Duration>) -> Builder {
-        self.config.hang_timeout = timeout;
+    pub fn hang_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Builder {
+        self.config.hang_timeout = timeout.into();
         self
     }
 

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use phalanx_core::{Generation, Slot, WorkerId};
+
 use crate::drain::Draining;
 
 /// A worker that cannot be taken. There is none here.
@@ -29,19 +31,19 @@ pub enum Worker {}
 impl Worker {
     /// The number that the primary gave to this worker.
     #[must_use]
-    pub fn id(&self) -> u32 {
+    pub fn id(&self) -> WorkerId {
         match *self {}
     }
 
     /// The place that this worker fills.
     #[must_use]
-    pub fn slot(&self) -> Option<u32> {
+    pub fn slot(&self) -> Option<Slot> {
         match *self {}
     }
 
     /// Which code it runs.
     #[must_use]
-    pub fn generation(&self) -> Option<u32> {
+    pub fn generation(&self) -> Option<Generation> {
         match *self {}
     }
 

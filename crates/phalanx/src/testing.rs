@@ -17,6 +17,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use phalanx_core::{BoundAddress, Generation, Hurry, Slot, Speaks, State, Status, WorkerStatus};
+use phalanx_os::Signal;
 
 use crate::background::{self, block_on};
 use crate::builder::{Builder, Cluster as Description, Count};
@@ -25,8 +26,6 @@ use crate::primary::{Primary, ReloadError};
 
 /// A broken service must not hold up a test run for ever.
 const DEADLINE: Duration = Duration::from_secs(60);
-
-const SIGKILL: i32 = 9;
 
 /// A cluster for a test. Of two workers that speak with their primary, unless said otherwise.
 #[derive(Debug)]
@@ -173,12 +172,13 @@ impl Running {
     /// # Panics
     /// If there is no such worker, or none that follows it.
     #[track_caller]
+    #[must_use]
     pub fn kill(&self, slot: u32) -> u32 {
         let here = |worker: &&WorkerStatus| worker.slot == Slot(slot) && worker.state.is_alive();
         let status = self.status();
         let Some(victim) = status.workers.iter().rfind(here) else { panic!("no worker {slot}: {status:?}") };
         let worker = self.primary().worker(victim.id);
-        assert!(worker.is_some_and(|worker| worker.signal(SIGKILL)), "worker {slot} has just ended");
+        assert!(worker.is_some_and(|worker| worker.signal(Signal::KILL)), "worker {slot} has just ended");
         let up = |worker: &&WorkerStatus| here(worker) && worker.id > victim.id && worker.state == self.until;
         let status = self.wait("a successor is up", |status| status.workers.iter().any(|worker| up(&worker)));
         status.workers.iter().find(up).map(|worker| worker.pid).expect("there was one")

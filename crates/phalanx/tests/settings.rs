@@ -31,13 +31,13 @@ fn printed(builder: phalanx::Builder) -> [Vec<String>; 2] {
         .start()
         .expect("it starts");
     // The events end when everything was printed.
-    primary.events().for_each(drop);
+    primary.events().into_iter().for_each(drop);
     let lines = lines.lock().expect("lock");
     lines.clone()
 }
 
 fn messages(primary: &Primary) -> impl Iterator<Item = (WorkerId, Value)> {
-    primary.events().filter_map(|event| match event {
+    primary.events().into_iter().filter_map(|event| match event {
         Event::Message { worker, message, .. } => Some((worker, message)),
         _ => None,
     })
@@ -58,7 +58,7 @@ fn every_worker_finds_the_same_configuration() {
     let mut told = messages(&primary);
     let (first, message) = told.next().expect("a message");
     assert_eq!(message, json!(["hi", 1, "web"]));
-    assert!(primary.worker(first).expect("it lives").signal(9));
+    assert!(primary.worker(first).expect("it lives").signal(phalanx::Signal::KILL));
     let (second, message) = told.next().expect("a message");
     assert_ne!(first, second);
     assert_eq!(message, json!(["hi", 1, "web"]));
@@ -181,7 +181,7 @@ fn each_stream_goes_its_own_way() {
             .stderr(Output::Append(file.clone()))
             .start()
             .expect("it starts");
-        primary.events().for_each(drop);
+        primary.events().into_iter().for_each(drop);
         assert_eq!(std::fs::read_to_string(&file).expect("a file"), "err\n".repeat(n));
     }
     std::fs::remove_file(&file).expect("removed");

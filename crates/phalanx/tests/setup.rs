@@ -35,7 +35,7 @@ fn end(primary: &Primary, workers: usize) -> Vec<Event> {
     let mut events = primary.events();
     let mut all = Vec::new();
     while all.iter().filter(|event| matches!(event, Event::Exit { .. })).count() < workers {
-        all.push(events.next().expect("an event"));
+        all.push(events.blocking_recv().expect("an event"));
     }
     primary.stop(Hurry::Graceful).wait();
     all.extend(events);
@@ -134,8 +134,8 @@ fn where_a_number_is_wanted_it_is_for_the_next_reload() {
         String::from_utf8_lossy(&line).replace('\0', " ")
     };
     let events = primary.events();
-    assert!(primary.workers()[0].signal(9));
-    let mut exits = events.filter(|event| matches!(event, Event::Exit { .. }));
+    assert!(primary.workers()[0].signal(phalanx::Signal::KILL));
+    let mut exits = events.into_iter().filter(|event| matches!(event, Event::Exit { .. }));
     exits.next().expect("an exit");
     assert_eq!(command(&primary), "sleep 1000 ", "a crash does not deploy");
     primary.reload().wait().expect("reloaded");

@@ -322,9 +322,8 @@ impl Driver {
         given
     }
 
-    pub(super) fn signal(&mut self, worker: WorkerId, signal: i32) -> bool {
-        let Some(child) = self.children.get(&worker) else { return false };
-        Signal::from_raw(signal).is_some_and(|signal| child.process.signal(signal).unwrap_or(false))
+    pub(super) fn signal(&mut self, worker: WorkerId, signal: Signal) -> bool {
+        self.children.get(&worker).is_some_and(|child| child.process.signal(signal).unwrap_or(false))
     }
 
     pub(super) fn when(&mut self, worker: WorkerId, until: fn(State) -> bool, done: oneshot::Sender<()>) {

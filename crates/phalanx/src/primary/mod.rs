@@ -17,7 +17,7 @@ mod steer;
 mod tasks;
 
 use crate::builder::Builder;
-use crate::error::{Error, ForkError, Result};
+use crate::error::{Error, Result};
 use crate::event::Events;
 use crate::message::{Handle, SendError};
 use driver::{Command, Driver};
@@ -25,7 +25,8 @@ pub use inspect::Inspect;
 use letters::Letter;
 pub(crate) use outlet::Tell;
 use phalanx_core::wire::Payload;
-use phalanx_core::{Hurry, State, Status, WorkerId, WorkerView};
+use phalanx_core::{BoundAddress, Hurry, Slot, State, Status, WorkerId, WorkerView};
+use phalanx_os::Signal;
 pub use reload::{Reload, ReloadError};
 use serde::Serialize;
 use std::future::Future;
@@ -78,21 +79,19 @@ impl Primary {
     ///
     /// # Errors
     ///
-    /// The program could not be run; no id was consumed (DEC-13).
+    /// [`Error::Fork`]: the program could not be run, and no worker id was used up. [`Error::Ended`].
     pub fn fork<K: Into<String>, V: Into<String>>(
         &self,
         env: impl IntoIterator<Item = (K, V)>,
-    ) -> Result<WorkerRef, ForkError> {
+    ) -> Result<WorkerRef> {
         let env = env.into_iter().map(|(k, v)| (k.into(), v.into())).collect();
-        let id = self
-            .ask(move |driver| driver.fork(env))
-            .map_err(|error| ForkError(error.to_string()))?
-            .map_err(ForkError)?;
+        let id = self.ask(move |driver| driver.fork(env))?.map_err(Error::Fork)?;
         Ok(WorkerRef { primary: self.clone(), id })
     }
 
     /// Everything that happens from now on. The first caller also gets what happened before, since the start:
     /// the first `Fork` and `Bound` are heard (of more than 1024 events, the latest).
+    #[must_use]
     pub fn events(&self) -> Events {
         self.ask(|driver| driver.hub.subscribe()).unwrap_or_else(|_| crate::event::Hub::default().subscribe())
     }
@@ -108,12 +107,14 @@ impl Primary {
     }
 
     /// Every worker that is not gone.
+    #[must_use]
     pub fn workers(&self) -> Vec<WorkerRef> {
         let ids = self.ask(|driver| driver.core.workers().map(|view| view.id).collect::<Vec<_>>());
         ids.unwrap_or_default().into_iter().map(|id| WorkerRef { primary: self.clone(), id }).collect()
     }
 
     /// One worker, if it is not gone.
+    #[must_use]
     pub fn worker(&self, id: WorkerId) -> Option<WorkerRef> {
         self.ask(move |driver| driver.core.worker(id).is_some())
             .ok()
@@ -122,17 +123,20 @@ impl Primary {
     }
 
     /// The address of a configured listener.
-    pub fn address(&self, name: &str) -> Option<String> {
+    #[must_use]
+    pub fn address(&self, name: &str) -> Option<BoundAddress> {
         let name = name.to_owned();
-        self.ask(move |driver| driver.core.address_of(&name).map(ToString::to_string)).ok().flatten()
+        self.ask(move |driver| driver.core.address_of(&name).cloned()).ok().flatten()
     }
 
-    /// Asks every worker to leave, and leaves the processes alone (DISC-09).
+    /// Asks every worker to leave, and leaves the processes alone.
+    #[must_use]
     pub fn disconnect(&self) -> Progress {
         self.ending(|driver| driver.disconnect())
     }
 
     /// Ends everything: ask, drain, signal, kill, each with its deadline. May be called again with more hurry.
+    #[must_use]
     pub fn stop(&self, hurry: Hurry) -> Progress {
         self.ending(move |driver| driver.stop(hurry))
     }
@@ -169,30 +173,42 @@ impl Primary {
     }
 
     /// From now on so many workers are wanted, at least one. They come and go as in a reload. The answer is the
-    /// number, or `None` where workers are forked by hand.
-    pub fn scale(&self, workers: u32) -> Option<u32> {
-        self.ask(move |driver| driver.scale(|_| workers)).ok().flatten()
+    /// number.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ForkedByHand`] without [`Builder::workers`]; [`Error::Ended`].
+    pub fn scale(&self, workers: u32) -> Result<u32> {
+        self.ask(move |driver| driver.scale(|_| workers))?.ok_or(Error::ForkedByHand)
     }
 
     /// The same, with so many more than now, or fewer.
-    pub fn scale_by(&self, change: i32) -> Option<u32> {
-        self.ask(move |driver| driver.scale(|wanted| wanted.saturating_add_signed(change))).ok().flatten()
+    ///
+    /// # Errors
+    ///
+    /// As [`scale`](Primary::scale).
+    pub fn scale_by(&self, change: i32) -> Result<u32> {
+        self.ask(move |driver| driver.scale(|wanted| wanted.saturating_add_signed(change)))?
+            .ok_or(Error::ForkedByHand)
     }
 
     /// Replaces the worker of a slot by one that runs the same: the successor is ready first. One that waits to
     /// be started is started now. Whether there was anything to do.
-    pub fn restart(&self, slot: crate::Slot) -> bool {
+    #[must_use]
+    pub fn restart(&self, slot: Slot) -> bool {
         self.ask(move |driver| driver.restart(slot)).unwrap_or(false)
     }
 
     /// Opens the debuggers of Node workers ([`Inspect::OnSignal`]) by SIGUSR1; of those that are not online yet as soon
     /// as they are. Whether they have ports for that.
+    #[must_use]
     pub fn open_inspectors(&self) -> bool {
         self.ask(|driver| driver.open_inspectors()).unwrap_or(false)
     }
 
     /// The last lines that the worker of a slot printed, oldest first, if output is captured.
-    pub fn last_lines(&self, slot: phalanx_core::Slot) -> Vec<String> {
+    #[must_use]
+    pub fn last_lines(&self, slot: Slot) -> Vec<String> {
         self.ask(move |driver| driver.last_lines(slot)).unwrap_or_default()
     }
 }
@@ -226,22 +242,26 @@ pub struct WorkerRef {
 
 impl WorkerRef {
     /// Its incarnation.
+    #[must_use]
     pub fn id(&self) -> WorkerId {
         self.id
     }
 
     /// What is known of it now; `None` when it is gone.
+    #[must_use]
     pub fn view(&self) -> Option<WorkerView> {
         let id = self.id;
         self.primary.ask(move |driver| driver.core.worker(id)).ok().flatten()
     }
 
     /// Its process, while it is not gone.
+    #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.view().map(|view| view.pid)
     }
 
     /// Its state.
+    #[must_use]
     pub fn state(&self) -> State {
         self.view().map_or(State::Gone, |view| view.state)
     }
@@ -321,18 +341,21 @@ impl WorkerRef {
     }
 
     /// Asks it to leave, and leaves its process alone. Done when its channel is closed.
+    #[must_use]
     pub fn disconnect(&self) -> Progress {
         self.leave(None, |state| state >= State::Disconnected)
     }
 
     /// Asks it to leave; this signal follows when it has drained, or did not in time, and then SIGKILL. Done
     /// when its process has ended.
-    pub fn kill(&self, signal: i32) -> Progress {
-        self.leave(Some(signal), |state| !state.is_alive())
+    #[must_use]
+    pub fn kill(&self, signal: Signal) -> Progress {
+        self.leave(Some(signal.as_raw()), |state| !state.is_alive())
     }
 
     /// Ends it: drained first, by the stop signal at once, or by SIGKILL. Where a number of workers is wanted, it is
     /// replaced. Done when its process has ended.
+    #[must_use]
     pub fn end(&self, hurry: Hurry) -> Progress {
         let (done, progress) = oneshot::channel();
         let id = self.id;
@@ -356,7 +379,8 @@ impl WorkerRef {
     }
 
     /// Sends a raw signal, now. Whether it was delivered.
-    pub fn signal(&self, signal: i32) -> bool {
+    #[must_use]
+    pub fn signal(&self, signal: Signal) -> bool {
         let id = self.id;
         self.primary.ask(move |driver| driver.signal(id, signal)).unwrap_or(false)
     }

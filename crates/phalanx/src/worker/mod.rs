@@ -9,8 +9,9 @@ use std::sync::{Arc, Once, OnceLock};
 use std::time::Duration;
 
 use phalanx_core::wire::{Payload, Serialization};
+use phalanx_core::{Generation, Slot, WorkerId};
+use phalanx_os::Channel;
 use phalanx_os::inherit::{self, Birth};
-use phalanx_os::{Channel, InheritError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -33,7 +34,7 @@ const FLUSH_BOUND: Duration = Duration::from_secs(5);
 pub enum InitError {
     /// What the environment says of the channel is unusable.
     #[error("the channel to the primary cannot be used")]
-    Inherit(#[source] Arc<InheritError>),
+    Inherit(#[source] Arc<dyn std::error::Error + Send + Sync>),
     /// The thread of the channel could not be started.
     #[error("the worker's thread cannot be started")]
     Thread(#[source] Arc<io::Error>),
@@ -51,9 +52,9 @@ pub struct Worker(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    id: u32,
-    slot: Option<u32>,
-    generation: Option<u32>,
+    id: WorkerId,
+    slot: Option<Slot>,
+    generation: Option<Generation>,
     cluster: Option<String>,
     node: bool,
     own: bool,
@@ -121,7 +122,7 @@ fn take() -> Result<Option<Worker>, InitError> {
         Some(Birth::Node { worker_id, channel, advanced }) => {
             let serialization = if advanced { Serialization::Advanced } else { Serialization::Json };
             start(channel, serialization, |commands, inbox| Inner {
-                id: worker_id,
+                id: WorkerId(worker_id),
                 slot: None,
                 generation: None,
                 cluster: None,
@@ -134,9 +135,9 @@ fn take() -> Result<Option<Worker>, InitError> {
         }
         Some(Birth::Phalanx { channel, worker_id, slot, generation, cluster, handles }) => {
             start(channel, Serialization::Json, |commands, inbox| Inner {
-                id: worker_id.unwrap_or_default(),
-                slot,
-                generation,
+                id: WorkerId(worker_id.unwrap_or_default()),
+                slot: slot.map(Slot),
+                generation: generation.map(Generation),
                 cluster,
                 node: false,
                 handles,
@@ -163,19 +164,19 @@ fn start(
 impl Worker {
     /// The number that the primary gave to this worker; no other worker of it ever has the same.
     #[must_use]
-    pub fn id(&self) -> u32 {
+    pub fn id(&self) -> WorkerId {
         self.0.id
     }
 
     /// The place that this worker fills; its successor has the same. `None` under a Node primary.
     #[must_use]
-    pub fn slot(&self) -> Option<u32> {
+    pub fn slot(&self) -> Option<Slot> {
         self.0.slot
     }
 
     /// Which code it runs: 1 for that of the cluster's start. `None` under a Node primary.
     #[must_use]
-    pub fn generation(&self) -> Option<u32> {
+    pub fn generation(&self) -> Option<Generation> {
         self.0.generation
     }
 
