@@ -4,7 +4,7 @@ use phalanx::{Cluster, Event, Events, Hurry, Output, Serialization, Speaks, Work
 use phalanx_core::wire::{Decoder, Message, Outbox, Payload, Seq, encode};
 use phalanx_tests::lab;
 use phalanx_tests::load::Load;
-use phalanx_tests::process::{Phalanx, Process, free_port};
+use phalanx_tests::process::{Phalanx, Process, Signal, free_port, kill};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 
@@ -147,6 +147,7 @@ fn a_rust_worker_and_every_node_tell_each_other_all_there_is() {
         }
         assert_eq!(with[0]["message"]["socket"], true, "v{version}: {with:?}");
         assert_eq!(with[1]["message"]["what"], "a connection", "v{version}: {with:?}");
+        assert_eq!((&with[0]["handle"], &with[1]["handle"]), (&json!(false), &json!(true)), "v{version}");
         process.say("disconnect");
         assert_eq!(process.wait().code(), Some(0), "v{version}");
     }
@@ -154,18 +155,20 @@ fn a_rust_worker_and_every_node_tell_each_other_all_there_is() {
 
 #[test]
 fn every_node_serves_under_phalanx() {
-    for version in NODE_VERSIONS {
+    let ways = [("handoff", "round-robin"), ("share", "none")];
+    for (version, (mechanism, policy)) in
+        NODE_VERSIONS.iter().flat_map(|version| ways.map(|way| (version, way)))
+    {
         let Some(node) = lab::node(version) else { continue };
         let port = free_port();
         let mut phalanx = Phalanx::run("advanced")
             .workers(2)
             .env("PORT", port.to_string())
-            .options(["--serialization", "advanced", "--mechanism", "handoff"])
+            .options(["--serialization", "advanced", "--mechanism", mechanism, "-p", policy])
             .start([node.into_os_string(), lab::fixture("http.js").into_os_string()]);
         phalanx.wait_listening(2);
-        let ledger = Load::port(port).clients(1).connections(200).run();
-        ledger.assert_all_served();
-        ledger.assert_equal_shares(2);
+        Load::port(port).clients(4).connections(200).run().assert_all_served();
+        assert_eq!(phalanx.status()["listeners"][0]["mechanism"], mechanism);
         phalanx.finish();
     }
 }
@@ -179,14 +182,43 @@ const NODE: &str = "
     process.send('up');
 ";
 
+fn block_on<F: Future>(future: F) -> F::Output {
+    tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(future)
+}
+
 fn hear(events: &mut Events) -> Event {
     let heard = std::iter::from_fn(|| events.blocking_recv())
         .find(|event| matches!(event, Event::Message { .. } | Event::Opaque { .. }));
     heard.expect("a message")
 }
 
+/// It never reads on when a read ends inside a length.
+#[test]
+fn node_18_reads_on_however_much_waits() {
+    let Some(node) = lab::node("18") else { return };
+    let script = "let sum = 0; process.on('message', (n) => n < 0 ? process.send(sum) : sum += n);";
+    let builder = Cluster::builder().exec(node).args(["-e", script, "[eval]"]).channel(Speaks::Node);
+    let builder = builder.serialization(Serialization::Advanced).output(Output::Inherit);
+    let primary = builder.start().expect("a primary");
+    let mut events = primary.events();
+    let worker = primary.fork([("NONE", "")]).expect("a worker");
+    assert_eq!(echo(&worker, &mut events, &json!(-1)), 0);
+    kill(worker.pid().expect("it lives"), Signal::STOP).expect("stopped");
+    let mut sum = 0_u64;
+    // More than a mebibyte in frames of a few bytes: some twenty reads.
+    for n in (0..5000).cycle() {
+        if worker.try_send(&n).is_err() {
+            break;
+        }
+        sum += n;
+    }
+    kill(worker.pid().expect("it lives"), Signal::CONT).expect("continued");
+    assert_eq!(echo(&worker, &mut events, &json!(-1)), sum);
+    primary.stop(Hurry::Graceful).wait();
+}
+
 fn echo(worker: &WorkerRef, events: &mut Events, what: &Value) -> Value {
-    worker.try_send(what).expect("room");
+    block_on(worker.send(what)).expect("sent");
     match hear(events) {
         Event::Message { message, handle: None, .. } => message,
         other => panic!("{other:?}"),

@@ -2,7 +2,7 @@
 //!
 //! `{"do": …}`: `listen` and `bind` (UDP) with `at`, `unix` with `at` (in the directory `in`), each perhaps
 //! `exclusive`; `cancel`, which does not wait; `close` with `at`; `disconnect`, `kill`, `leave and kill`, `fail`, `exit` with
-//! `code`; `who`; `show`, which comes back. So does what JSON has no form for: in `bytes`, with whether a `socket` came.
+//! `code`; `who`; `show`, which comes back. So does a socket with its message, and, in `bytes`, what JSON has no form for.
 
 use phalanx::net::{ListenOptions, TcpListener, UdpSocket, UnixListener};
 use phalanx::{Content, Messages, Worker};
@@ -69,7 +69,14 @@ async fn obey(worker: &Worker, messages: &mut Messages) -> io::Result<()> {
     worker.send("up").await.map_err(io::Error::other)?;
     while let Some((order, socket)) = messages.recv_any().await {
         let order = match order {
-            Content::Json(order) => order,
+            Content::Json(order) => {
+                // A socket goes back where it came from.
+                if let Some(socket) = socket.and_then(|socket| socket.take()) {
+                    worker.send_with(&order, socket).await.map_err(io::Error::other)?;
+                    continue;
+                }
+                order
+            }
             Content::Opaque(bytes) => {
                 json!({ "do": "show", "bytes": bytes.to_vec(), "socket": socket.is_some() })
             }

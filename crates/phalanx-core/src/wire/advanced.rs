@@ -10,6 +10,9 @@ use super::{
 /// Bytes of the length.
 const LENGTH: usize = 4;
 
+/// Ours are a multiple of this.
+const FRAME: usize = 4;
+
 /// How much of `bytes` belongs to the frame that begins with `begun`. It ends with its own last byte.
 pub(super) fn extent(begun: &[u8], bytes: &[u8], limit: usize) -> Extent {
     let mut length = [0; LENGTH];
@@ -58,6 +61,11 @@ pub(super) fn seal(out: &mut Vec<u8>, start: usize) {
     let line = out.split_off(start);
     out.extend_from_slice(&[0; LENGTH]);
     let written = from_json(&line, out);
+    // Node 18 never reads on when one of its reads ends inside of a length. They are 65,536 bytes long, or end where one
+    // of our calls did: with frames of this size none ends there. What stands behind a value is ignored.
+    while !(out.len() - start).is_multiple_of(FRAME) {
+        out.push(0);
+    }
     debug_assert!(written.is_ok(), "a line of ours is JSON");
     match u32::try_from(out.len() - start - LENGTH) {
         Ok(length) if written.is_ok() => out[start..start + LENGTH].copy_from_slice(&length.to_be_bytes()),

@@ -17,8 +17,7 @@ pub enum Serialization {
     /// As V8 serializes values, with the length in front. Messages are JSON all the same, as far as it has a form for
     /// them: [`Message::Opaque`](super::Message::Opaque) is what it has none for.
     ///
-    /// Node 12 and later know it. Node 18 stops reading for ever when one of its reads ends inside of a length, which
-    /// takes more than 64 KiB that wait to be read.
+    /// Node 12.16 and later know it.
     Advanced,
 }
 

@@ -6,7 +6,7 @@ use std::fmt;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
     /// A line or frame, finished or not, is longer than permitted.
-    #[error("a line is longer than {limit} bytes: {line}")]
+    #[error("a message is longer than {limit} bytes: {line}")]
     TooLong {
         /// The longest line permitted, without its newline.
         limit: usize,
