@@ -173,6 +173,18 @@ fn every_node_serves_under_phalanx() {
     }
 }
 
+#[test]
+fn a_node_that_does_not_know_it_is_told_of() {
+    let Some(node) = lab::node("0.12") else { return };
+    let phalanx = Phalanx::run("too-old")
+        .workers(1)
+        .env("PORT", free_port().to_string())
+        .options(["--serialization", "advanced"])
+        .start([node.into_os_string(), lab::fixture("http.js").into_os_string()]);
+    phalanx.wait_line("which Node knows from 12.16 on");
+    phalanx.finish();
+}
+
 const NODE: &str = "
     const show = (message) => {
         if (message instanceof Map) process.send({ map: [...message] });

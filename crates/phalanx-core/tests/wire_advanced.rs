@@ -194,8 +194,10 @@ fn what_is_no_value_ends_the_channel() {
     ] {
         assert!(matches!(feed(frame, None)[0], Err(Violation::NotSerialized(_))), "{}", frame.escape_ascii());
     }
-    // A line of JSON is a length beyond all bounds, and nothing of it is waited for.
-    assert!(matches!(feed(b"{\"cm", None)[0], Err(Violation::TooLong { limit: 1000, .. })));
+    // Nothing is waited for that may not come.
+    assert!(matches!(feed(b"\0\0\x03\xe9", None)[0], Err(Violation::TooLong { limit: 1000, .. })));
+    assert_eq!(feed(b"\0\0\x03\xe8", None), []);
+    assert!(matches!(feed(b"{\"cmd\":", None)[0], Err(Violation::NotAFrame(_))));
 }
 
 #[test]

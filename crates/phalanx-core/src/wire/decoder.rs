@@ -237,7 +237,12 @@ impl<F> Decoder<F> {
         start.extend_from_slice(&input.bytes[..missing]);
         self.broken = true;
         self.refuse(input);
-        Violation::TooLong { limit: self.max_message, line: Excerpt::of(&start) }
+        let line = Excerpt::of(&start);
+        // As a length, two thousand million.
+        if self.serialization == Serialization::Advanced && start.starts_with(b"{\"") {
+            return Violation::NotAFrame(line);
+        }
+        Violation::TooLong { limit: self.max_message, line }
     }
 
     /// Drops everything, once with a reason.

@@ -22,6 +22,9 @@ pub enum Violation {
     /// A frame is no value that V8 has serialized.
     #[error("a frame is no serialized value: {0}")]
     NotSerialized(Excerpt),
+    /// A line came where frames were agreed upon.
+    #[error("a line of JSON, although the serialization is advanced, which Node knows from 12.16 on: {0}")]
+    NotAFrame(Excerpt),
     /// A control message holds a value that no control message has.
     #[error("a control message holds what JSON has no form for, after {0}")]
     Foreign(Excerpt),
