@@ -62,8 +62,14 @@ fn get(port: u16, version: &str, session: &Path, first: bool) -> Option<(String,
     Some((worker, said.lines().any(|line| line.starts_with("Reused,"))))
 }
 
-fn sessions_go_on(name: &str, command: Vec<OsString>, env: &[(&str, OsString)], port: u16) {
-    let mut phalanx = Phalanx::run(name).workers(2);
+fn sessions_go_on(
+    name: &str,
+    serialization: &str,
+    command: Vec<OsString>,
+    env: &[(&str, OsString)],
+    port: u16,
+) {
+    let mut phalanx = Phalanx::run(name).workers(2).options(["--serialization", serialization]);
     for (key, value) in env {
         phalanx = phalanx.env(key, value);
     }
@@ -103,19 +109,21 @@ fn a_session_of_rustls_goes_on_on_any_worker_and_after_a_reload() {
         certificate.into_os_string(),
         key.into_os_string(),
     ];
-    sessions_go_on("tls-rust", command, &[], port);
+    sessions_go_on("tls-rust", "json", command, &[], port);
 }
 
 #[test]
 fn a_session_of_node_goes_on_on_any_worker_and_after_a_reload() {
     let Some((_dir, certificate, key)) = certificate() else { return };
     let Some(node) = lab::node("20") else { return };
-    let port = free_port();
-    let env = [
-        ("PORT", port.to_string().into()),
-        ("CERTIFICATE", certificate.into_os_string()),
-        ("KEY", key.into_os_string()),
-    ];
-    let command = vec![node.into_os_string(), lab::fixture("https.js").into_os_string()];
-    sessions_go_on("tls-node", command, &env, port);
+    for serialization in ["json", "advanced"] {
+        let port = free_port();
+        let env = [
+            ("PORT", port.to_string().into()),
+            ("CERTIFICATE", certificate.clone().into_os_string()),
+            ("KEY", key.clone().into_os_string()),
+        ];
+        let command = vec![node.clone().into_os_string(), lab::fixture("https.js").into_os_string()];
+        sessions_go_on("tls-node", serialization, command, &env, port);
+    }
 }
