@@ -55,6 +55,9 @@ fn a_worker_that_does_not_read_gets_everything_in_the_end() {
                 echoed += 1;
             }
             Some(Event::Lagged { missed }) => panic!("{missed} events were lost"),
+            Some(event @ (Event::Disconnect { .. } | Event::Exit { .. })) => {
+                panic!("{event:?} after {echoed} of {sent}")
+            }
             Some(_) => {}
             None => panic!("the events ended after {echoed} of {sent}"),
         }
