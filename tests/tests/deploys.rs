@@ -396,6 +396,29 @@ fn who_hangs_is_replaced_and_its_connections_are_served() {
 }
 
 #[test]
+fn who_leaves_by_itself_is_succeeded_while_it_drains() {
+    use std::io::{Read, Write};
+    let port = free_port();
+    let mut phalanx = Phalanx::run("leaver")
+        .workers(1)
+        .options(["--channel", "phalanx", "--mechanism", "handoff"])
+        .start([lab::binary("service").into_os_string(), "async".into(), port.to_string().into()]);
+    let leaver = pid_in(&phalanx.wait_listening(1), 0);
+    let mut client = std::net::TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+    client.write_all(b"GET / HTTP/1.1\r\n").expect("it is read");
+    phalanx.wait_status("it is taken", |now| now["ledger"]["taken"] == 1);
+    kill(leaver, Signal::TERM).expect("told");
+    phalanx.wait_status("there are two, and one is ready", |now| pids(now).len() == 2 && now["ready"] == 1);
+    assert_eq!(page(port), "ok", "served by the successor");
+    client.write_all(b"\r\n").expect("it is read");
+    let mut text = String::new();
+    client.read_to_string(&mut text).expect("an answer");
+    assert!(text.ends_with("ok\n"), "{text}");
+    phalanx.wait_status("one is left", |now| pids(now).len() == 1 && u64::from(leaver) != pids(now)[0]);
+    phalanx.finish();
+}
+
+#[test]
 fn too_much_memory_too_many_connections() {
     let hungry =
         GOOD.replace("response.end(", "(global.held ||= []).push(Buffer.alloc(1 << 20, 1)); response.end(");

@@ -26,8 +26,16 @@ pub(crate) enum Occupant {
     Yielded,
     /// A worker.
     Worker(WorkerId),
-    /// A worker that has been asked to leave.
+    /// A worker that leaves.
     Leaving,
+    /// A worker that leaves, and whose successor need not wait for its end.
+    Yielding,
+}
+
+impl Occupant {
+    fn leaves(self) -> bool {
+        matches!(self, Occupant::Leaving | Occupant::Yielding)
+    }
 }
 
 /// Whether what stands in a slot should be replaced.
@@ -65,7 +73,7 @@ pub(crate) struct Place {
 
 impl Place {
     fn has_worker(&self) -> bool {
-        matches!(self.occupant, Occupant::Worker(_) | Occupant::Leaving)
+        matches!(self.occupant, Occupant::Worker(_)) || self.occupant.leaves()
     }
 
     fn processes(&self) -> u32 {
@@ -149,7 +157,7 @@ pub(crate) fn next_step(bounds: Bounds, places: &[Place]) -> Option<Step> {
     }
     // One at a time: when all of them seem to hang, it is the machine.
     let hung = |place: &&Place| place.due == Due::Now;
-    if !places.iter().filter(hung).any(|place| place.occupant == Occupant::Leaving)
+    if !places.iter().filter(hung).any(|place| place.occupant.leaves())
         && let Some(id) = places.iter().filter(hung).find_map(|place| match place.occupant {
             Occupant::Worker(id) => Some(id),
             _ => None,
@@ -173,14 +181,14 @@ pub(crate) fn next_step(bounds: Bounds, places: &[Place]) -> Option<Step> {
         .filter(|place| place.may_surge && place.occupant != Occupant::Leaving)
         .collect();
     due.sort_by_key(order);
-    let moving = places.iter().any(|p| p.successor != Successor::None || p.occupant == Occupant::Leaving);
+    let moving = places.iter().any(|p| p.successor != Successor::None || p.occupant.leaves());
     due.into_iter().find_map(|place| match place.occupant {
         Occupant::Worker(_) if room(1) => Some(Step::Surge(place.slot)),
         Occupant::Worker(id) if max_unavailable > 0 && serving > floor => Some(Step::Yield(id)),
         // Nothing serves here, and there may never be room.
         Occupant::Worker(id) if max_surge == 0 && !place.ready && !moving => Some(Step::Yield(id)),
         Occupant::Free | Occupant::Waiting | Occupant::Yielded if room(0) => Some(Step::Surge(place.slot)),
-        Occupant::Closed if room(1) => Some(Step::Surge(place.slot)),
+        Occupant::Closed | Occupant::Yielding if room(1) => Some(Step::Surge(place.slot)),
         _ => None,
     })
 }
@@ -188,7 +196,7 @@ pub(crate) fn next_step(bounds: Bounds, places: &[Place]) -> Option<Step> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Occupant::{Closed, Free, Leaving, Waiting, Worker};
+    use Occupant::{Closed, Free, Leaving, Waiting, Worker, Yielding};
 
     const ONE_BY_ONE: Bounds = Bounds { wanted: 2, max_surge: 1, max_unavailable: 0 };
 
@@ -253,6 +261,23 @@ mod tests {
         assert_eq!(next_step(bounds, &[left, due(1)]), Some(Step::Surge(Slot(0))));
         let starting = Place { successor: Successor::Starting(WorkerId(9)), ..left };
         assert_eq!(next_step(bounds, &[starting, due(1)]), None);
+    }
+
+    #[test]
+    fn who_leaves_by_itself_is_succeeded_before_it_has_ended() {
+        let leaver = |n| Place { due: Due::Soon, ..place(n, Yielding) };
+        assert_eq!(next_step(ONE_BY_ONE, &[leaver(0), worker(1)]), Some(Step::Surge(Slot(0))));
+        assert_eq!(
+            next_step(ONE_BY_ONE, &[due(0), leaver(1)]),
+            Some(Step::Surge(Slot(1))),
+            "nobody serves there"
+        );
+        let early = Place { may_surge: false, ..leaver(0) };
+        assert_eq!(next_step(ONE_BY_ONE, &[early, worker(1)]), None, "back-off");
+        let none_more = Bounds { max_surge: 0, max_unavailable: 1, ..ONE_BY_ONE };
+        assert_eq!(next_step(none_more, &[leaver(0), worker(1)]), None, "it is a process still");
+        let successor = Place { successor: Successor::Ready, ..leaver(0) };
+        assert_eq!(next_step(ONE_BY_ONE, &[successor, worker(1)]), Some(Step::Promote(Slot(0))));
     }
 
     #[test]

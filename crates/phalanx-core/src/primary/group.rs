@@ -387,6 +387,24 @@ impl<C> Primary<C> {
         self.note_degraded(slot);
     }
 
+    /// BEFORE a worker leaves by its own choice: its successor need not wait until it has drained. The back-off counts
+    /// it now, as a death: who always leaves at once comes no more often than who always dies.
+    pub(super) fn make_room(&mut self, now: Time, worker: WorkerId) {
+        if self.stopping || self.is_leaving(worker) || self.config.restart != Restart::Always {
+            return;
+        }
+        let Some(seat) = self.seats.get(&worker).filter(|seat| seat.ready) else { return };
+        let (slot, online_since) = (seat.slot, seat.online_since);
+        // One on trial that ends by itself takes the reload back.
+        if self.on_trial(seat.generation) || self.wanted.is_none_or(|wanted| slot.0 >= wanted) {
+            return;
+        }
+        let Some(record) = self.slots.get_mut(&slot) else { return };
+        if record.worker == Some(worker) && !std::mem::replace(&mut record.yielded, true) {
+            self.back_off(now, slot, online_since);
+        }
+    }
+
     fn note_degraded(&mut self, slot: Slot) {
         let Some(record) = self.slots.get_mut(&slot) else { return };
         let is = record.backoff.is_degraded();
@@ -465,6 +483,7 @@ impl<C> Primary<C> {
     pub(super) fn places(&self) -> Vec<Place> {
         let place = |(&slot, record): (&Slot, &SlotRecord)| {
             let occupant = match record.worker {
+                Some(id) if self.is_leaving(id) && record.yielded => Occupant::Yielding,
                 Some(id) if self.is_leaving(id) => Occupant::Leaving,
                 Some(id) => Occupant::Worker(id),
                 None if record.retired || self.stopping => Occupant::Closed,

@@ -231,6 +231,9 @@ impl<C> Primary<C> {
             // BEFORE its listeners are left: whether they stay depends on whether it will be replaced.
             self.vacate(now, id, ended);
         }
+        if matches!(input, Input::LeaveNotice | Input::GaveUp) {
+            self.make_room(now, id);
+        }
         let Some(seat) = self.seats.get_mut(&id) else { return };
         let mut effects = std::mem::take(&mut self.effects);
         match seat.life.on(input, &mut effects) {

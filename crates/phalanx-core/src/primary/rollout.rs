@@ -188,7 +188,7 @@ impl<C> Primary<C> {
         record.retired = false;
         record.waiting = false;
         self.timers.stop(crate::timer::Timer::Restart(slot));
-        if let Some(before) = before {
+        if let Some(before) = before.filter(|&before| !self.is_leaving(before)) {
             self.yield_to_successor(now, before);
         }
     }

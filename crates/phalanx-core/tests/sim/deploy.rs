@@ -276,6 +276,46 @@ fn who_runs_no_task_is_replaced_though_it_owes_nothing() {
 }
 
 #[test]
+fn who_leaves_by_itself_is_succeeded_before_it_has_ended() {
+    for seed in 0..20 {
+        let mut world = cluster(seed, 2);
+        let leaver = world.living()[0];
+        // It has much to end: the drain takes its time.
+        world.leave_voluntarily(leaver).stall(leaver).run(Duration::from_secs(1));
+        let status = world.primary.status(world.now);
+        assert_eq!((status.ready, world.living().len()), (2, 3), "seed {seed}: {status:?}");
+        assert!(world.living().contains(&leaver));
+        // Only when it is gone there is room for one more.
+        let next = world.living()[1];
+        world.leave_voluntarily(next).stall(next).run(Duration::from_secs(1));
+        assert_eq!(world.living().len(), 3, "seed {seed}");
+        world.run(Duration::from_secs(100));
+        assert_eq!(world.primary.status(world.now).ready, 2);
+        assert!(!world.living().contains(&leaver) && !world.living().contains(&next));
+        assert_eq!(world.living().len(), 2);
+        world.stop(Hurry::Graceful).settle().assert_over();
+    }
+}
+
+#[test]
+fn who_always_leaves_at_once_comes_no_more_often_than_who_always_dies() {
+    let mut world = cluster(3, 1);
+    let mut leavers = 0;
+    let end = world.now + Duration::from_secs(30);
+    while world.now < end {
+        if world.primary.status(world.now).ready == 1 {
+            let now = world.primary.status(world.now).workers;
+            let ready = now.iter().find(|it| it.ready).expect("one").id;
+            world.leave_voluntarily(ready);
+            leavers += 1;
+        }
+        world.run(Duration::from_millis(50));
+    }
+    assert!(leavers <= 12, "{leavers} in half a minute");
+    world.stop(Hurry::Graceful).settle().assert_over();
+}
+
+#[test]
 fn a_delayed_stop_serves_on() {
     let mut world = World::with(5, Policy::RoundRobin, 16, Faults::default(), |config| {
         config.shutdown_delay = Duration::from_secs(5);
@@ -296,6 +336,7 @@ enum Op {
     Crash(usize),
     Memory(usize),
     Stall(usize),
+    Voluntary(usize),
     Steps(usize),
     Run(u64),
 }
@@ -316,6 +357,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (0..8_usize).prop_map(Op::Crash),
         1 => (0..8_usize).prop_map(Op::Memory),
         1 => (0..8_usize).prop_map(Op::Stall),
+        1 => (0..8_usize).prop_map(Op::Voluntary),
         6 => (1..80_usize).prop_map(Op::Steps),
         3 => (1..40_000_u64).prop_map(Op::Run),
     ]
@@ -369,6 +411,10 @@ proptest! {
                 },
                 Op::Stall(n) => match world.pick(n) {
                     Some(id) => world.stall(id),
+                    None => &mut world,
+                },
+                Op::Voluntary(n) => match world.pick(n) {
+                    Some(id) => world.leave_voluntarily(id),
                     None => &mut world,
                 },
                 Op::Memory(n) => match world.pick(n) {
