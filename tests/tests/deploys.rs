@@ -516,6 +516,32 @@ fn orphans_do_as_they_were_told() {
 }
 
 #[test]
+fn orphans_that_drain_get_the_stop_signal() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let script = "trap 'echo drained > drained; exit' USR2; trap 'echo wrong > drained; exit' TERM; echo up; \
+                  while :; do sleep 0.02; done";
+    let mut phalanx = Phalanx::run("orphans-signal")
+        .workers(1)
+        .options(["--channel", "none", "--orphans", "drain", "--stop-signal", "SIGUSR2"])
+        .options([OsString::from("-C"), dir.path().into()])
+        .start(["sh", "-c", script]);
+    // After a reload as well.
+    for reloads in 0..2 {
+        if reloads == 1 {
+            phalanx.tell("reload", no(&[]));
+        }
+        phalanx.wait_lines("each has its traps", |lines| {
+            (lines.iter().filter(|line| line.text.ends_with("up")).count() > reloads).then_some(())
+        });
+    }
+    phalanx.wait_status("the one before is gone", |now| pids(now).len() == 1);
+    fs::remove_file(dir.path().join("drained")).expect("the one before was told so too");
+    drop(phalanx.kill_primary());
+    let said = fs::read_to_string(dir.path().join("drained")).expect("it was told");
+    assert_eq!(said.trim(), "drained");
+}
+
+#[test]
 fn orphans_that_serve_go_on() {
     let port = free_port();
     let mut phalanx = Phalanx::run("orphans-serve")

@@ -73,7 +73,7 @@ pub(crate) fn run(args: args::Run) -> Result<Code, Failure> {
     }
     tracing::info!(name, workers, policy = %policy, pid = std::process::id(), "started");
     let cluster = name.clone();
-    let describe = move || Ok(Some(limited(program(&args)?).name(&cluster)));
+    let describe = move || Ok(Some(limited(args.lives.describe(program(&args)?)).name(&cluster)));
     supervise(&primary, door, &name, Arc::new(describe), tell)
 }
 
