@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::queue::Queue;
-use crate::message::{Attached, Content, Handle};
+use crate::message::{Attached, Content};
 use crate::settings::Orphans;
 use crate::watch::watch;
 
@@ -466,10 +466,10 @@ impl Driver {
             WorkerEvent::Disconnect => self.drain(),
             WorkerEvent::Ping => self.beat(),
             WorkerEvent::Message { message, handle } => {
-                self.inbox.deliver(&(Content::of(message), attached(handle)));
+                self.deliver(Content::of(message), handle);
             }
             WorkerEvent::Opaque { bytes, handle } => {
-                self.inbox.deliver(&(Content::Opaque(bytes.into()), attached(handle)));
+                self.deliver(Content::Opaque(bytes.into()), handle);
             }
             WorkerEvent::Released => self.close_channel(),
             _ => {}
@@ -483,6 +483,11 @@ impl Driver {
             let beat = Arc::clone(&beat);
             runtime.spawn(async move { drop(beat) });
         }
+    }
+
+    fn deliver(&self, content: Content, handle: Option<OwnedFd>) {
+        let handle = handle.and_then(|fd| Attached::received(fd, "primary"));
+        self.inbox.deliver(&(content, handle));
     }
 
     /// Makes a shared socket ready to be used; returns its address.
@@ -611,16 +616,6 @@ impl Driver {
         }
         self.core.notify_draining();
         crate::drain::begin();
-    }
-}
-
-fn attached(handle: Option<OwnedFd>) -> Option<Attached> {
-    match Handle::received(handle?) {
-        Ok(handle) => Some(Attached::new(handle)),
-        Err(error) => {
-            tracing::warn!(%error, "a handle of the primary is closed");
-            None
-        }
     }
 }
 

@@ -357,3 +357,25 @@ fn value(content: Content) -> Option<Value> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_asks_for_values_gets_values() {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let mut messages = Messages(receiver);
+        let opaque = Content::Opaque([0xff].into());
+        for content in
+            [opaque.clone(), Content::Json(1.into()), opaque.clone(), Content::Json(2.into()), opaque.clone()]
+        {
+            sender.send((content, None)).unwrap();
+        }
+        assert_eq!(messages.blocking_recv(), Some(1.into()));
+        assert_eq!(background::block_on(messages.recv()), Some(2.into()));
+        assert_eq!(background::block_on(messages.recv_any()).unwrap().0, opaque);
+        drop(sender);
+        assert_eq!(messages.blocking_recv(), None);
+    }
+}
