@@ -2,6 +2,7 @@
 
 pub(crate) mod config;
 pub(crate) mod driver;
+mod inbox;
 pub(crate) mod queue;
 
 use std::io;
@@ -21,7 +22,8 @@ use crate::background;
 use crate::drain::Draining;
 use crate::message::{Attached, Content, Handle, SendError};
 pub use config::ConfigError;
-use driver::{Command, Commands, Inbox, Letter, Received};
+use driver::{Command, Commands, Letter};
+use inbox::{Inbox, Received};
 
 /// How long [`Worker::kill`] waits for its last word to be written.
 const LAST_WORD: Duration = Duration::from_secs(1);
