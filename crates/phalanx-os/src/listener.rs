@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{AddressFamily, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, sockopt as opt};
@@ -349,6 +350,48 @@ pub fn queue(fd: impl AsFd) -> io::Result<Queue> {
     }
     let info = rawopt::tcp_info(fd)?.ok_or(io::ErrorKind::Unsupported)?;
     Ok(Queue { queued: info.unacked, limit: info.sacked })
+}
+
+/// Whether anything waits to be accepted, on a listener of any kind.
+///
+/// # Errors
+/// `ENOMEM`.
+pub fn waits(fd: impl AsFd) -> io::Result<bool> {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut polled = [PollFd::new(&fd, PollFlags::IN)];
+    retry_on_intr(|| poll(&mut polled, Some(&now)))?;
+    Ok(polled[0].revents().contains(PollFlags::IN))
+}
+
+/// Bars a TCP listener, for everybody who holds it and for good: the first packet of a connection (SYN) is dropped
+/// as if it had been lost, so handshakes that have not begun do not begin. Those under way go on, and what waits can
+/// be accepted. A client tries again a second later; by then the listener may be closed, and it is refused.
+///
+/// Needs no privilege. Connections inherit the filter, which does nothing to them.
+///
+/// # Errors
+/// `EPERM` when somebody has locked the socket's filter, or a sandbox refuses; `ENOMEM`.
+pub fn bar(fd: impl AsFd) -> io::Result<()> {
+    /// From `linux/bpf_common.h`: load a byte, AND, jump if equal, return.
+    const LOAD_BYTE: u16 = 0x30;
+    const AND: u16 = 0x54;
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    /// Where a TCP header, with which the packet begins here, has its flags; and two of them.
+    const FLAGS: u32 = 13;
+    const SYN: u32 = 0x02;
+    const ACK: u32 = 0x10;
+    let step = |code, k| rawopt::FilterStep { code, jt: 0, jf: 0, k };
+    rawopt::attach_socket_filter(
+        fd,
+        &[
+            step(LOAD_BYTE, FLAGS),
+            step(AND, SYN | ACK),
+            rawopt::FilterStep { code: JUMP_IF_EQUAL, jt: 0, jf: 1, k: SYN },
+            step(RETURN, 0),
+            step(RETURN, u32::MAX),
+        ],
+    )
 }
 
 /// The longest backlog that the kernel takes (`net.core.somaxconn`); its default, 4096, if it cannot be

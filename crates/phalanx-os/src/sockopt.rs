@@ -118,11 +118,20 @@ pub(crate) fn attach_program(fd: impl AsFd, program: impl AsFd) -> io::Result<()
 pub(crate) use libc::sock_filter as FilterStep;
 
 /// `SO_ATTACH_REUSEPORT_CBPF`: gives the group of `fd` a filter.
-pub(crate) fn attach_filter(fd: impl AsFd, filter: &[FilterStep]) -> io::Result<()> {
+pub(crate) fn attach_group_filter(fd: impl AsFd, filter: &[FilterStep]) -> io::Result<()> {
+    attach(fd, libc::SO_ATTACH_REUSEPORT_CBPF, filter)
+}
+
+/// `SO_ATTACH_FILTER`: gives the socket itself a filter, in place of any that it had.
+pub(crate) fn attach_socket_filter(fd: impl AsFd, filter: &[FilterStep]) -> io::Result<()> {
+    attach(fd, libc::SO_ATTACH_FILTER, filter)
+}
+
+fn attach(fd: impl AsFd, option: libc::c_int, filter: &[FilterStep]) -> io::Result<()> {
     let len = filter.len().try_into().map_err(|_| io::ErrorKind::InvalidInput)?;
     // The kernel only reads through the pointer, while `filter` is borrowed.
     let program = libc::sock_fprog { len, filter: filter.as_ptr().cast_mut() };
-    set(fd, libc::SO_ATTACH_REUSEPORT_CBPF, &program)
+    set(fd, option, &program)
 }
 
 /// Clears `SO_PASSRIGHTS`; `false` when the kernel (before 6.16) does not know it.

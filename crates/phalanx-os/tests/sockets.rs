@@ -14,7 +14,8 @@ use phalanx_os::host;
 use phalanx_os::listener::{self, AcceptError, Address, LocalAddress};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::OFlags;
-use rustix::io::FdFlags;
+use rustix::io::{Errno, FdFlags};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 /// The fds of the process are counted here, and its directory changed, so these tests take turns.
 fn alone() -> MutexGuard<'static, ()> {
@@ -121,12 +122,12 @@ fn ipv6_only_leaves_the_port_free_for_ipv4() {
     let port = inet(&six.local).port();
     let four = listener::bind(&tcp(&format!("0.0.0.0:{port}")));
     // Somebody else may have the port on IPv4, but then the option is still what was asked for.
-    assert!(rustix::net::sockopt::ipv6_v6only(&six.fd).unwrap());
+    assert!(sockopt::ipv6_v6only(&six.fd).unwrap());
     if let Ok(four) = four {
         listener::listen(&four.fd, 1).unwrap();
     }
     let both = listener::bind(&Address::Tcp { addr: "[::]:0".parse().unwrap(), v6only: false }).unwrap();
-    assert!(!rustix::net::sockopt::ipv6_v6only(&both.fd).unwrap());
+    assert!(!sockopt::ipv6_v6only(&both.fd).unwrap());
 }
 
 #[test]
@@ -331,7 +332,7 @@ fn a_reset_connection_is_accepted_like_any_other() {
     listener::listen(&bound.fd, 1).unwrap();
     let client = TcpStream::connect(inet(&bound.local)).unwrap();
     wait_readable(&bound.fd);
-    rustix::net::sockopt::set_socket_linger(&client, Some(std::time::Duration::ZERO)).unwrap();
+    sockopt::set_socket_linger(&client, Some(std::time::Duration::ZERO)).unwrap();
     drop(client);
     let (server, _) = listener::accept(&bound.fd).unwrap();
     poll(&mut [PollFd::new(&server, PollFlags::HUP)], None).unwrap();
@@ -343,8 +344,40 @@ fn a_reset_connection_is_accepted_like_any_other() {
 fn a_linger_time_is_taken_away() {
     let _turn = alone();
     let (_client, server) = connection();
-    rustix::net::sockopt::set_socket_linger(&server, Some(std::time::Duration::from_secs(3600))).unwrap();
+    sockopt::set_socket_linger(&server, Some(std::time::Duration::from_secs(3600))).unwrap();
     conn::clear_linger(&server).unwrap();
-    assert_eq!(rustix::net::sockopt::socket_linger(&server).unwrap(), None);
+    assert_eq!(sockopt::socket_linger(&server).unwrap(), None);
     assert!(conn::clear_linger(fs::File::open("/dev/null").unwrap()).is_err());
+}
+
+#[test]
+fn a_barred_listener_serves_who_has_come_and_lets_nobody_in() {
+    let _alone = alone();
+    for addr in ["127.0.0.1:0", "[::1]:0"] {
+        let bound = listener::bind(&tcp(addr)).unwrap();
+        listener::listen(&bound.fd, 8).unwrap();
+        let address = inet(&bound.local);
+        assert!(!listener::waits(&bound.fd).unwrap());
+        let mut early = TcpStream::connect(address).unwrap();
+        listener::bar(&bound.fd).unwrap();
+        listener::bar(&bound.fd).unwrap();
+
+        let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let late = rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::NONBLOCK, None).unwrap();
+        assert_eq!(rustix::net::connect(&late, &address), Err(Errno::INPROGRESS));
+        assert!(listener::waits(&bound.fd).unwrap());
+        assert_eq!(listener::queue(&bound.fd).unwrap().queued, 1);
+        let mut served = TcpStream::from(listener::accept(&bound.fd).unwrap().0);
+        conn::set_nonblocking(&served, false).unwrap();
+        assert!(!listener::waits(&bound.fd).unwrap(), "the late one is not there");
+        early.write_all(b"ask").unwrap();
+        let mut bytes = [0; 3];
+        served.read_exact(&mut bytes).unwrap();
+        served.write_all(b"all").unwrap();
+        early.read_exact(&mut bytes).unwrap();
+
+        drop(bound);
+        poll(&mut [PollFd::new(&late, PollFlags::OUT)], None).unwrap();
+        assert_eq!(sockopt::socket_error(&late).unwrap(), Err(Errno::CONNREFUSED));
+    }
 }

@@ -117,6 +117,17 @@ pub fn connections(port: u16) -> io::Result<Vec<Connection>> {
     Ok(connections)
 }
 
+/// How many handshakes with this port at our end have begun and not ended. (With SYN cookies the kernel remembers
+/// none.)
+///
+/// # Errors
+/// As [`listeners`].
+pub fn handshakes(port: u16) -> io::Result<u64> {
+    let mut handshakes = 0;
+    dump(Transport::Tcp, 1 << state::SYN_RECV | 1 << state::NEW_SYN_RECV, port, None, |_| handshakes += 1)?;
+    Ok(handshakes)
+}
+
 /// Every state of a connection, as a mask.
 pub(super) const CONNECTED: u32 =
     !(1 << state::TIME_WAIT | 1 << state::CLOSE | 1 << state::LISTEN | 1 << state::NEW_SYN_RECV);
@@ -287,5 +298,22 @@ mod tests {
         let value = attribute(STORAGE_VALUE, &7_u32.to_ne_bytes());
         let whole = attribute(SK_BPF_STORAGES | 0x8000, &attribute(STORAGE, &value));
         assert_eq!(stored(&whole), Some(7));
+    }
+
+    /// The client drops what the server answers.
+    #[test]
+    fn a_handshake_that_does_not_end_is_counted() {
+        use crate::listener::{Address, LocalAddress, bind, listen};
+        let bound = bind(&Address::Tcp { addr: "127.0.0.1:0".parse().unwrap(), v6only: false }).unwrap();
+        listen(&bound.fd, 8).unwrap();
+        let LocalAddress::Inet(address) = bound.local else { panic!("{:?}", bound.local) };
+        assert_eq!(handshakes(address.port()).unwrap(), 0);
+        let client =
+            rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::NONBLOCK, None)
+                .unwrap();
+        let drop_all = crate::sockopt::FilterStep { code: 0x06, jt: 0, jf: 0, k: 0 };
+        crate::sockopt::attach_socket_filter(&client, &[drop_all]).unwrap();
+        assert_eq!(rustix::net::connect(&client, &address), Err(Errno::INPROGRESS));
+        assert_eq!(handshakes(address.port()).unwrap(), 1);
     }
 }

@@ -62,7 +62,7 @@ impl Even {
     /// `EINVAL` when the socket is in no group (a group begins with the first member that joins); `EPERM` if
     /// somebody has locked its filter.
     pub fn choose(&self, member: impl AsFd, enabled: &[u32]) -> io::Result<()> {
-        sockopt::attach_filter(member, &filter(&self.numbers(enabled)))
+        sockopt::attach_group_filter(member, &filter(&self.numbers(enabled)))
     }
 
     /// The kernel's numbers, rising.
