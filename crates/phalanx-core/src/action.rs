@@ -153,6 +153,15 @@ pub enum Action {
         /// Begin (true) or stop.
         on: bool,
     },
+    /// Let nobody new in: handshakes that have not begun do not begin, while those under way go on and what waits
+    /// can be accepted. Where that is not possible nothing changes. It may be asked for again.
+    Bar {
+        /// Which socket.
+        socket: SocketId,
+    },
+    /// Count who is still on the way in at the sockets that are barred, or waits there to be accepted: answer with
+    /// [`handle_waiting`](crate::Primary::handle_waiting).
+    CountWaiting,
     /// Close the socket. Its file, if it is a Unix socket, goes too.
     Unbind {
         /// Which.

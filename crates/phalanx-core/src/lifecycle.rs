@@ -245,6 +245,11 @@ impl Life {
         self.cause.get_or_insert(cause);
     }
 
+    /// So much of the time that it would have had to drain is over.
+    pub(crate) fn hurry(&mut self, spent: Duration) {
+        self.limits.drain_timeout = self.limits.drain_timeout.saturating_sub(spent);
+    }
+
     /// Whether it has said `online`.
     pub(crate) fn spoke(&self) -> bool {
         self.spoke

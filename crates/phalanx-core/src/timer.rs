@@ -28,6 +28,8 @@ pub(crate) enum Timer {
     Measure,
     /// The delay before a stop is over.
     Shutdown,
+    /// Who waits at barred listeners is to be counted.
+    Closing,
     /// A listener that ran out of file descriptors may accept again.
     Accept(ListenerId),
     /// A steered listener is to be looked at.

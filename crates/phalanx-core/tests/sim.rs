@@ -14,7 +14,7 @@ mod rules;
 mod world;
 
 use phalanx_core::wire::{Family, Serialization};
-use phalanx_core::{Ended, Hurry, Mechanism, Policy, Speaks};
+use phalanx_core::{Ended, Hurry, Mechanism, Policy, Speaks, Time};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -50,6 +50,37 @@ fn what_waits_is_served_by_the_replacements() {
     assert_eq!(world.living().len(), 3);
     world.stop(Hurry::Graceful).settle().assert_over();
     assert_eq!(world.finished, 1);
+}
+
+#[test]
+fn a_stop_serves_who_has_come() {
+    let mut world = world();
+    world.want(2).quiet().connect(100).stop(Hurry::Graceful);
+    assert!(world.primary.status(world.now).stopping);
+    world.settle().assert_over();
+    assert_eq!((world.served.len(), world.finished), (100, 1));
+}
+
+#[test]
+fn a_stop_waits_for_nobody_when_nobody_takes() {
+    let mut world = world();
+    world.want(1).quiet();
+    let hung = world.living()[0];
+    world.stall(hung).connect(40).stop(Hurry::Graceful).settle().assert_over();
+    assert_eq!(world.served.len(), 0);
+    assert!(world.now < Time::from_start(Duration::from_secs(60)), "a second, a drain, and it is killed");
+}
+
+#[test]
+fn more_hurry_ends_the_wait_for_who_has_come() {
+    let mut world = world();
+    world.want(2).quiet();
+    for worker in world.living() {
+        world.stall(worker);
+    }
+    world.connect(40).stop(Hurry::Graceful).stop(Hurry::Graceful).quiet();
+    assert_eq!(world.living().len(), 2, "asked again, it goes on as it is");
+    world.stop(Hurry::Kill).quiet().assert_over();
 }
 
 #[test]

@@ -35,6 +35,18 @@ fn weights_are_proportions_and_none_gets_nothing() {
 }
 
 #[test]
+fn a_stop_serves_who_has_come() {
+    let mut world = World::new(3, Policy::RoundRobin);
+    world.run(50 * MS);
+    for worker in world.living() {
+        world.pace(worker, 20 * MS);
+    }
+    world.connect(100);
+    world.end();
+    assert_eq!(world.served.len(), 100);
+}
+
+#[test]
 fn what_comes_before_anybody_is_ready_waits_for_the_first() {
     let mut world = World::booting(2, Policy::RoundRobin, 700 * MS);
     world.connect(20).run(600 * MS);

@@ -126,16 +126,25 @@ impl<C> Primary<C> {
         self.reconcile(now);
     }
 
-    /// Ends everything. [`Event::Finished`] when all are gone. May be called again with more hurry. The first
-    /// graceful stop begins after the shutdown delay, if there is one; any further stop ends that delay.
+    /// Ends everything. [`Event::Finished`] when all are gone. May be called again with more hurry.
+    ///
+    /// The first graceful stop begins after the shutdown delay, if there is one; any further stop ends that delay.
+    /// Then nobody new is let in, who has come is served, and workers leave.
     pub fn stop(&mut self, now: Time, hurry: Hurry) {
-        let delayed = self.timers.is_set(Timer::Shutdown);
+        let graceful = hurry == Hurry::Graceful && !self.stopping;
         let delay = self.config.shutdown_delay;
-        if hurry == Hurry::Graceful && !delay.is_zero() && !self.stopping && !delayed {
+        if graceful && !delay.is_zero() && self.closing.is_none() && !self.timers.is_set(Timer::Shutdown) {
             self.timers.set(Timer::Shutdown, now + delay);
             self.events.push_back(Event::Stopping);
-            return;
+        } else if graceful {
+            self.close_doors(now);
+        } else {
+            self.send_off(now, hurry);
         }
+    }
+
+    /// Every worker is to end.
+    pub(super) fn send_off(&mut self, now: Time, hurry: Hurry) {
         self.begin_stop(now);
         for id in self.ids() {
             if let Some(seat) = self.seats.get_mut(&id) {
@@ -144,11 +153,6 @@ impl<C> Primary<C> {
             self.end(now, id, hurry);
         }
         self.reconcile(now);
-    }
-
-    pub(super) fn delay_over(&mut self, now: Time) {
-        self.begin_stop(now);
-        self.stop(now, Hurry::Graceful);
     }
 
     /// The answer to [`Action::Spawn`]: the process id, or why not, as a sentence.
@@ -195,7 +199,10 @@ impl<C> Primary<C> {
     }
 
     fn begin_stop(&mut self, now: Time) {
-        self.timers.stop(Timer::Shutdown);
+        for timer in [Timer::Shutdown, Timer::Closing] {
+            self.timers.stop(timer);
+        }
+        self.closing = None;
         self.stopping = true;
         self.abort(now, Aborted::Stopped);
         if self.wanted.is_some() {
@@ -554,6 +561,8 @@ impl<C> Primary<C> {
         if self.wanted.is_some() {
             self.wanted = Some(0);
         }
+        self.closing = None;
+        self.timers.stop(Timer::Closing);
         self.close_all_listeners();
         self.timers.stop(Timer::TicketKeys);
         self.ticket_keys.clear();

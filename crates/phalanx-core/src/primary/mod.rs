@@ -1,6 +1,7 @@
 //! The primary's end: routes each fact to the table that owns it.
 
 mod causes;
+mod closing;
 mod connections;
 mod group;
 mod heartbeat;
@@ -30,6 +31,7 @@ use crate::steer::Wish;
 use crate::timer::{Timer, TimerTable};
 use crate::wire::{Payload, Seq};
 use crate::{Action, Config, ConnId, Event, Generation, Slot, Spawn, Time, WorkerId};
+use closing::Closing;
 use group::SlotRecord;
 use seat::Seat;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -57,6 +59,8 @@ pub struct Primary<C> {
     slots: BTreeMap<Slot, SlotRecord>,
     wanted: Option<u32>,
     stopping: bool,
+    /// Before that: nobody new is let in.
+    closing: Option<Closing>,
     /// The generation that has proved itself.
     stable: Generation,
     /// The generation that every slot should have.
@@ -96,6 +100,7 @@ impl<C> Primary<C> {
             spawning: BTreeMap::new(),
             slots: BTreeMap::new(),
             stopping: false,
+            closing: None,
             stable: Generation(1),
             target: Generation(1),
             newest: Generation(1),
@@ -149,7 +154,8 @@ impl<C> Primary<C> {
                 Timer::Heartbeat(worker) => self.heartbeat(now, worker),
                 Timer::Age(worker) => self.old(now, worker),
                 Timer::Measure => self.measure(now),
-                Timer::Shutdown => self.delay_over(now),
+                Timer::Shutdown => self.close_doors(now),
+                Timer::Closing => self.count_waiting(),
                 Timer::Steer(listener) => self.look(now, listener),
                 Timer::Guard(listener) => self.guard(now, listener),
                 Timer::TicketKeys => self.rotate_ticket_keys(),

@@ -115,7 +115,7 @@ impl<C> Primary<C> {
     ///
     /// [`Refused`]; nothing changes.
     pub fn reload(&mut self, now: Time) -> Result<Generation, Refused> {
-        if self.stopping {
+        if self.stopping || self.closing.is_some() {
             return Err(Refused::Stopping);
         }
         if self.wanted.is_none() {

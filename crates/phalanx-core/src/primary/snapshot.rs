@@ -43,7 +43,9 @@ impl<C> Primary<C> {
             ledger: self.ledger(),
             wanted: self.wanted,
             output_dropped: 0,
-            stopping: self.stopping || self.timers.is_set(crate::timer::Timer::Shutdown),
+            stopping: self.stopping
+                || self.closing.is_some()
+                || self.timers.is_set(crate::timer::Timer::Shutdown),
             ready: self.places().iter().filter(|place| place.serves_slot(self.wanted)).count() as u32,
             generation: self.stable,
             reloading: self.generations().1,

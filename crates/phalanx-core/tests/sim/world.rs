@@ -511,6 +511,10 @@ impl World {
             Action::Accept { socket, on } => {
                 self.sockets.get_mut(&socket).expect("accept on a closed socket").accepting = on;
             }
+            Action::Bar { socket } => {
+                assert!(self.sockets.contains_key(&socket), "a bar on a closed socket");
+            }
+            Action::CountWaiting => self.primary.handle_waiting(self.now, self.backlog.len() as u64),
             Action::Unbind { socket } => {
                 self.sockets.remove(&socket).expect("closed twice");
             }

@@ -39,6 +39,7 @@ pub(crate) struct Kernel {
     cursor: usize,
     watched: bool,
     open: bool,
+    barred: bool,
 }
 
 impl Kernel {
@@ -125,7 +126,7 @@ impl Kernel {
     }
 
     pub(crate) fn arrive(&mut self, conn: Conn, moved: bool) {
-        assert!(self.open, "refused");
+        assert!(self.open && (moved || !self.barred), "refused");
         match self.choose(conn.client).and_then(|place| self.at(place)) {
             Some(socket) => {
                 if moved {
@@ -169,6 +170,16 @@ impl Kernel {
         for conn in gone.queue {
             self.arrive(conn, true);
         }
+    }
+
+    pub(crate) fn bar(&mut self) {
+        self.barred = true;
+    }
+
+    pub(crate) fn waiting(&self) -> u64 {
+        let queued: usize = self.sockets.values().map(|socket| socket.queue.len()).sum();
+        assert!(self.barred, "nobody counts before");
+        (queued + self.park.len()) as u64
     }
 
     pub(crate) fn close(&mut self) {

@@ -301,6 +301,11 @@ impl World {
                     .collect();
                 self.primary.handle_counted(self.now, socket, &counted);
             }
+            Action::Bar { .. } => self.kernel.bar(),
+            Action::CountWaiting => {
+                let waiting = self.kernel.waiting();
+                self.primary.handle_waiting(self.now, waiting);
+            }
             Action::Unbind { .. } => self.kernel.close(),
             Action::Spawn(spawn) => {
                 let socket = spawn.lend.first().map(|(_, socket)| *socket);

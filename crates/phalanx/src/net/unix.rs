@@ -52,7 +52,7 @@ impl UnixListener {
         }
     }
 
-    /// As [`accept`](Self::accept).
+    /// As [`accept`](Self::accept); only the latest caller is woken.
     ///
     /// # Errors
     /// As [`accept`](Self::accept).

@@ -418,6 +418,18 @@ impl Driver {
                 }
             }
             Action::Accept { socket, on } => self.accept(socket, on),
+            Action::Bar { socket } => {
+                if let Some(door) = self.doors.get_mut(&socket)
+                    && let Err(error) = door.socket.bar()
+                {
+                    tracing::warn!(%error, "cannot keep new connections out; those that come now may be reset");
+                }
+            }
+            Action::CountWaiting => {
+                let waiting = sockets::waiting(self.doors.values().map(|door| &door.socket));
+                let now = self.now();
+                self.core.handle_waiting(now, waiting);
+            }
             Action::Unbind { socket } => {
                 self.accept(socket, false);
                 self.groups.remove(&socket);

@@ -13,6 +13,44 @@ use std::sync::Arc;
 pub(super) struct Socket {
     pub(super) fd: Arc<OwnedFd>,
     pub(super) file: Option<SocketFile>,
+    /// Whether it could be barred, once that was tried.
+    barred: Option<bool>,
+}
+
+impl Socket {
+    pub(super) fn new(fd: Arc<OwnedFd>, file: Option<SocketFile>) -> Socket {
+        Socket { fd, file, barred: None }
+    }
+
+    /// Lets nobody new in: a Unix socket's file goes, which is how it is found. Tried once.
+    pub(super) fn bar(&mut self) -> io::Result<()> {
+        if self.barred.is_some() {
+            return Ok(());
+        }
+        let done = match self.file.take() {
+            Some(file) => file.remove().map(drop),
+            None => listener::bar(&self.fd),
+        };
+        self.barred = Some(done.is_ok());
+        done
+    }
+}
+
+/// How many wait on those that are barred, or are on the way in.
+pub(super) fn waiting<'a>(sockets: impl Iterator<Item = &'a Socket>) -> u64 {
+    let (mut waiting, mut ports) = (0, BTreeSet::new());
+    for socket in sockets.filter(|socket| socket.barred == Some(true)) {
+        let one_or_more = || u64::from(listener::waits(&socket.fd).unwrap_or(false));
+        waiting += listener::queue(&socket.fd).map_or_else(|_| one_or_more(), |queue| queue.queued.into());
+        if let Ok(LocalAddress::Inet(address)) = listener::local_address(&socket.fd) {
+            ports.insert(address.port());
+        }
+    }
+    if waiting > 0 {
+        // To look at every connection of the machine is dear, and changes nothing now.
+        return waiting;
+    }
+    ports.into_iter().map(|port| steer::diag::handshakes(port).unwrap_or(0)).sum()
 }
 
 /// Binds, and listens on, what core asked for.
@@ -58,7 +96,7 @@ pub(super) fn bind(
         (LocalAddress::Unix(path), _) => BoundAddress::Unix(path.to_string_lossy().into_owned()),
         (LocalAddress::Unnamed, _) => BoundAddress::Unix(String::new()),
     };
-    Ok((Socket { fd: Arc::new(bound.fd), file: bound.file }, address))
+    Ok((Socket::new(Arc::new(bound.fd), bound.file), address))
 }
 
 /// The file of a Unix socket is not ours: whoever made it takes it away.

@@ -357,7 +357,7 @@ impl Driver {
         match action {
             Action::Group { group, spec, backlog, engine, rule, .. } => {
                 let result = Steered::open(&spec, backlog, engine, rule).map(|(steered, address)| {
-                    let park = Socket { fd: Arc::clone(steered.park()), file: None };
+                    let park = Socket::new(Arc::clone(steered.park()), None);
                     self.doors.insert(group, Door { socket: park, accepting: None });
                     self.groups.insert(group, steered);
                     address
@@ -370,7 +370,7 @@ impl Driver {
                     None => Err(io::ErrorKind::NotFound.into()),
                 };
                 let joined = joined.map(|fd| {
-                    let socket_of = Socket { fd, file: None };
+                    let socket_of = Socket::new(fd, None);
                     self.doors.insert(socket, Door { socket: socket_of, accepting: None });
                 });
                 let joined = joined.map_err(|error| error.raw_os_error().unwrap_or(22));

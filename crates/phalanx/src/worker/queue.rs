@@ -3,30 +3,29 @@
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use phalanx_core::Offer;
 
-use crate::waiters::Waiters;
+/// Those who gave up waiting leave their waker behind; with so many, all are woken to ask again.
+const MOST_WAKERS: usize = 256;
 
 /// Taking a connection and closing the queue exclude each other: a connection is either the application's,
 /// and then its offer stands under `taken` until the driver has answered it, or it goes to another worker.
 #[derive(Debug, Default)]
-pub(crate) struct Queue {
-    state: Mutex<State>,
-    waiters: Waiters,
-}
+pub(crate) struct Queue(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
     waiting: VecDeque<(Offer, OwnedFd)>,
     taken: Vec<Offer>,
+    wakers: Vec<Waker>,
     closed: bool,
 }
 
 impl Queue {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives the connection back if the queue is closed.
@@ -36,8 +35,9 @@ impl Queue {
             return Err(connection);
         }
         state.waiting.push_back((offer, connection));
+        let wakers = std::mem::take(&mut state.wakers);
         drop(state);
-        self.waiters.wake_all();
+        wakers.into_iter().for_each(Waker::wake);
         Ok(())
     }
 
@@ -48,14 +48,12 @@ impl Queue {
             state.taken.push(offer);
             return Poll::Ready(connection);
         }
-        let closed = state.closed;
-        drop(state);
-        if !closed {
-            self.waiters.add(cx.waker());
-            // What came in between woke nobody.
-            if !self.state().waiting.is_empty() {
-                cx.waker().wake_by_ref();
-            }
+        if !state.closed && !state.wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
+            let stale =
+                if state.wakers.len() < MOST_WAKERS { Vec::new() } else { std::mem::take(&mut state.wakers) };
+            state.wakers.push(cx.waker().clone());
+            drop(state);
+            stale.into_iter().for_each(Waker::wake);
         }
         Poll::Pending
     }
@@ -70,6 +68,7 @@ impl Queue {
         let mut state = self.state();
         state.closed = true;
         state.waiting.clear();
+        state.wakers.clear();
         std::mem::take(&mut state.taken)
     }
 }
