@@ -234,8 +234,9 @@ impl Scenario {
                 none("refused", ledger.refused)
             }
             Self::Hung | Self::CrashLoop | Self::Reload => none("failed", ledger.failed()),
-            // The port closes.
-            Self::Stopped | Self::PrimaryKilled => none("hung", ledger.hung),
+            // Who came before the port closed is served; who comes later finds no listener.
+            Self::Stopped => none("failed and not refused", ledger.failed() - ledger.refused),
+            Self::PrimaryKilled => none("hung", ledger.hung),
         }
     }
 }
