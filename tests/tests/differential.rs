@@ -4,7 +4,7 @@
 //! exit may come either way around (LIFE-10). What only ours tells is listed in [`said`], each with the rule that
 //! wants it; where the two must differ, a scene says so with its rule.
 
-use phalanx::{Cluster, Event, Events, Hurry, Mechanism, Policy, Primary, Speaks, WorkerId};
+use phalanx::{Cluster, Event, Events, Hurry, Mechanism, Policy, Primary, Serialization, Speaks, WorkerId};
 use phalanx_tests::lab;
 use phalanx_tests::process::{Process, wait_for};
 use serde_json::{Value, json};
@@ -99,11 +99,12 @@ struct Ours {
 }
 
 impl Ours {
-    fn new(version: &str, policy: &str) -> Option<Ours> {
+    fn new(version: &str, policy: &str, serialization: Serialization) -> Option<Ours> {
         let primary = Cluster::builder()
             .exec(lab::node(version)?)
             .args([lab::fixture("obedient.js")])
             .channel(Speaks::Node)
+            .serialization(serialization)
             .policy(if policy == "rr" { Policy::RoundRobin } else { Policy::None })
             .mechanism(if policy == "rr" { Mechanism::Handoff } else { Mechanism::Share })
             .start()
@@ -260,17 +261,18 @@ fn play(side: &mut dyn Side, scene: fn(&mut Scene<'_>)) -> BTreeMap<u32, Vec<Str
 fn compare(name: &str, scene: fn(&mut Scene<'_>)) {
     for version in ["18", "20", "22", "26"] {
         for policy in ["rr", "none"] {
-            let (Some(mut node), Some(mut ours)) = (Node::new(version, policy), Ours::new(version, policy))
-            else {
-                continue;
-            };
+            let Some(mut node) = Node::new(version, policy) else { continue };
             let theirs = play(&mut node, scene);
-            let own = play(&mut ours, scene);
-            assert_eq!(own, theirs, "{name}, Node {version}, {policy}: ours, and Node's");
-            println!("{name}, Node {version}, {policy}: {} workers alike", own.len());
             node.process.close_stdin();
             node.process.wait();
-            ours.primary.stop(Hurry::Graceful).wait();
+            for serialization in [Serialization::Json, Serialization::Advanced] {
+                let Some(mut ours) = Ours::new(version, policy, serialization) else { continue };
+                let own = play(&mut ours, scene);
+                let where_at = format!("{name}, Node {version}, {policy}, {serialization}");
+                assert_eq!(own, theirs, "{where_at}: ours, and Node's");
+                println!("{where_at}: {} workers alike", own.len());
+                ours.primary.stop(Hurry::Graceful).wait();
+            }
         }
     }
 }
@@ -390,7 +392,7 @@ fn messages_of_every_sort() {
 fn a_port_asked_for_twice_is_refused_and_kills_nobody() {
     for version in ["18", "20", "22", "26"] {
         for policy in ["rr", "none"] {
-            let Some(mut ours) = Ours::new(version, policy) else { continue };
+            let Some(mut ours) = Ours::new(version, policy, Serialization::Json) else { continue };
             let log = play(&mut ours, |it| {
                 let worker = it.fork();
                 let port = it.listen(worker, 0);
