@@ -8,6 +8,8 @@ use phalanx_tests::process::{
 use serde_json::Value;
 use std::ffi::OsString;
 use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::Output;
 
@@ -82,7 +84,7 @@ fn said(output: &Output) -> String {
 /// What a page of whoever is next says.
 fn page(port: u16) -> String {
     use std::io::{Read, Write};
-    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
     stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("it is read");
     let mut text = String::new();
     stream.read_to_string(&mut text).expect("an answer");
@@ -185,6 +187,46 @@ fn a_rust_service_is_reloaded_under_load() {
             .options(["--channel", "phalanx", "--mechanism", mechanism])
             .start([lab::binary("service").into_os_string(), "async".into(), port.to_string().into()]);
         reloads(mechanism, phalanx, port, 2);
+    }
+}
+
+#[test]
+fn who_never_drops_its_listener_is_reloaded_under_load() {
+    for mechanism in ["handoff", "share", "steer"] {
+        let port = free_port();
+        let phalanx = Phalanx::run(&format!("rel-keep-{mechanism}"))
+            .workers(2)
+            .options(["--channel", "phalanx", "--mechanism", mechanism])
+            .start([lab::binary("service").into_os_string(), "keep".into(), port.to_string().into()]);
+        reloads(mechanism, phalanx, port, 2);
+    }
+}
+
+#[test]
+fn a_stop_refuses_who_comes_although_the_listener_is_kept() {
+    for mechanism in ["handoff", "share", "steer"] {
+        let port = free_port();
+        let mut phalanx = Phalanx::run(&format!("stop-keep-{mechanism}"))
+            .workers(2)
+            .options(["--channel", "phalanx", "--mechanism", mechanism])
+            .start([lab::binary("service").into_os_string(), "keep".into(), port.to_string().into()]);
+        phalanx.wait_listening(2);
+        let pids: Vec<u32> = phalanx.workers().into_iter().map(|it| it.pid).collect();
+        let open = || pids.iter().filter_map(|pid| fd_count(*pid)).sum::<usize>();
+        let before = open();
+        // One that is served, and keeps its worker from ending.
+        let mut held = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+        held.write_all(b"GET / HTTP/1.1\r\n").expect("sent");
+        wait_until("it is taken", || open() > before);
+        phalanx.signal(Signal::TERM);
+        wait_until("who comes is refused", || {
+            TcpStream::connect(("127.0.0.1", port)).is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused)
+        });
+        held.write_all(b"\r\n").expect("its worker serves it");
+        let mut reply = String::new();
+        held.read_to_string(&mut reply).expect("served");
+        assert!(reply.contains("200 OK"), "{mechanism}: {reply}");
+        phalanx.finish();
     }
 }
 
@@ -404,7 +446,7 @@ fn who_leaves_by_itself_is_succeeded_while_it_drains() {
         .options(["--channel", "phalanx", "--mechanism", "handoff"])
         .start([lab::binary("service").into_os_string(), "async".into(), port.to_string().into()]);
     let leaver = pid_in(&phalanx.wait_listening(1), 0);
-    let mut client = std::net::TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+    let mut client = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
     client.write_all(b"GET / HTTP/1.1\r\n").expect("it is read");
     phalanx.wait_status("it is taken", |now| now["ledger"]["taken"] == 1);
     kill(leaver, Signal::TERM).expect("told");
@@ -516,6 +558,32 @@ fn orphans_do_as_they_were_told() {
 }
 
 #[test]
+fn orphans_that_drain_get_the_stop_signal() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let script = "trap 'echo drained > drained; exit' USR2; trap 'echo wrong > drained; exit' TERM; echo up; \
+                  while :; do sleep 0.02; done";
+    let mut phalanx = Phalanx::run("orphans-signal")
+        .workers(1)
+        .options(["--channel", "none", "--orphans", "drain", "--stop-signal", "SIGUSR2"])
+        .options([OsString::from("-C"), dir.path().into()])
+        .start(["sh", "-c", script]);
+    // After a reload as well.
+    for reloads in 0..2 {
+        if reloads == 1 {
+            phalanx.tell("reload", no(&[]));
+        }
+        phalanx.wait_lines("each has its traps", |lines| {
+            (lines.iter().filter(|line| line.text.ends_with("up")).count() > reloads).then_some(())
+        });
+    }
+    phalanx.wait_status("the one before is gone", |now| pids(now).len() == 1);
+    fs::remove_file(dir.path().join("drained")).expect("the one before was told so too");
+    drop(phalanx.kill_primary());
+    let said = fs::read_to_string(dir.path().join("drained")).expect("it was told");
+    assert_eq!(said.trim(), "drained");
+}
+
+#[test]
 fn orphans_that_serve_go_on() {
     let port = free_port();
     let mut phalanx = Phalanx::run("orphans-serve")
@@ -534,17 +602,14 @@ fn orphans_that_serve_go_on() {
 }
 
 /// Sends, and reads until what came satisfies.
-fn exchange(port: u16, request: &[u8], enough: impl Fn(&[u8]) -> bool) -> (std::net::TcpStream, Vec<u8>) {
+fn exchange(port: u16, request: &[u8], enough: impl Fn(&[u8]) -> bool) -> (TcpStream, Vec<u8>) {
     use std::io::Write;
-    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
     stream.write_all(request).expect("it is read");
     read_until(stream, enough)
 }
 
-fn read_until(
-    mut stream: std::net::TcpStream,
-    enough: impl Fn(&[u8]) -> bool,
-) -> (std::net::TcpStream, Vec<u8>) {
+fn read_until(mut stream: TcpStream, enough: impl Fn(&[u8]) -> bool) -> (TcpStream, Vec<u8>) {
     use std::io::Read;
     let (mut all, mut chunk) = (Vec::new(), [0; 4096]);
     while !enough(&all) {
@@ -555,7 +620,7 @@ fn read_until(
     (stream, all)
 }
 
-fn rest(mut stream: std::net::TcpStream) -> Vec<u8> {
+fn rest(mut stream: TcpStream) -> Vec<u8> {
     use std::io::Read;
     let mut all = Vec::new();
     stream.read_to_end(&mut all).expect("an end, not a reset");

@@ -31,7 +31,7 @@ impl Drop for Unread {
 
 fn status(runtime: &Path) -> Option<Value> {
     let out = Command::new(lab::binary("phalanx"))
-        .args(["status", "--json", "-n", "unread"])
+        .args(["status", "--json"])
         .env("XDG_RUNTIME_DIR", runtime)
         .output()
         .expect("phalanx");
@@ -119,6 +119,10 @@ fn a_full_disk_does_not_stop_the_service() {
         });
     }
     Load::port(port).clients(4).connections(200).run().assert_all_served();
+    // Each worker says that it listens.
+    wait_until("what was lost is counted", || {
+        status(dir.path()).is_some_and(|status| status["output_dropped"].as_u64() >= Some(4))
+    });
     process.note_descendants();
     process.signal(Signal::TERM);
     assert_eq!(process.wait().code(), Some(143));

@@ -73,7 +73,7 @@ pub(crate) fn run(args: args::Run) -> Result<Code, Failure> {
     }
     tracing::info!(name, workers, policy = %policy, pid = std::process::id(), "started");
     let cluster = name.clone();
-    let describe = move || Ok(Some(limited(program(&args)?).name(&cluster)));
+    let describe = move || Ok(Some(limited(args.lives.describe(program(&args)?)).name(&cluster)));
     supervise(&primary, door, &name, Arc::new(describe), tell)
 }
 
@@ -212,12 +212,15 @@ async fn tell_refusal(reload: Reload) {
 }
 
 /// One line of a worker, tagged. Its stream stays its stream.
-fn print(line: &Line<'_>) {
+fn print(line: &Line<'_>) -> std::io::Result<()> {
     let text = format!("{}|{} {}\n", line.slot, line.worker, line.text);
     if line.is_stderr {
-        let _ = std::io::stderr().lock().write_all(text.as_bytes());
+        std::io::stderr().lock().write_all(text.as_bytes())
     } else {
-        let _ = std::io::stdout().lock().write_all(text.as_bytes());
+        // A line is complete: what could not be written must not wait for the next one.
+        let mut stdout = std::io::stdout().lock();
+        stdout.write_all(text.as_bytes())?;
+        stdout.flush()
     }
 }
 
@@ -267,7 +270,10 @@ fn tell(primary: &Primary, event: &Event) {
         Event::Violation { worker, how } => tracing::warn!(%worker, how, "worker broke the protocol"),
         Event::Degraded { slot } => tracing::warn!(%slot, "workers of this slot die before they come up"),
         Event::OutputDropped { dropped } => {
-            tracing::warn!(dropped, "nobody reads what the workers print: lines are dropped");
+            tracing::warn!(
+                dropped,
+                "what the workers print is not read, or cannot be written: lines are dropped"
+            );
         }
         Event::Lags { worker, key } => {
             tracing::debug!(%worker, key, "worker lags: others get its connections")

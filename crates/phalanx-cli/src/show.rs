@@ -169,7 +169,7 @@ fn table(status: &Value) -> String {
         text(&ledger["returned"]),
     ));
     if let Some(dropped) = status["output_dropped"].as_u64().filter(|dropped| *dropped > 0) {
-        out.push_str(&format!("output: {dropped} lines of workers dropped: nobody read them\n"));
+        out.push_str(&format!("output: {dropped} lines of workers lost: not read, or not to be written\n"));
     }
     out
 }

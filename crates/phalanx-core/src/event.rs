@@ -269,7 +269,7 @@ events! {
         /// As it was then.
         settings: Box<Settings>,
     },
-    /// Nobody reads what workers print: from now on lines are dropped. Once for each time this begins. Told by the
+    /// Nobody reads what workers print, or it cannot be written: from now on lines are dropped. Once for each time this begins. Told by the
     /// driver.
     OutputDropped {
         /// Lines dropped so far, of all workers.

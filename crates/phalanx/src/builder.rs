@@ -1,7 +1,7 @@
 //! How a cluster is described.
 
 use crate::error::{Error, Result};
-use crate::primary::{Inspect, Primary, Tell, driver};
+use crate::primary::{Inspect, Primary, driver};
 use crate::settings::Orphans;
 use phalanx_core::policy::PolicyImpl;
 use phalanx_core::wire::Serialization;
@@ -10,6 +10,7 @@ use phalanx_os::{Signal, conn};
 use serde::Serialize;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -28,6 +29,9 @@ impl Cluster {
     }
 }
 
+/// Hears a line; an error says that it is lost.
+pub type OnLine = Arc<dyn Fn(&Line<'_>) -> io::Result<()> + Send + Sync>;
+
 /// Where a worker's output goes.
 #[derive(Clone, Default)]
 #[non_exhaustive]
@@ -40,14 +44,14 @@ pub enum Output {
     /// To the end of this file, which is made if need be, and opened anew for each worker.
     Append(PathBuf),
     /// Line by line to this function, on a thread of its own for each of the two streams. While it blocks, lines
-    /// wait, up to a mebibyte; what does not fit is dropped and counted
+    /// wait, up to a mebibyte. What does not fit, and what it returns an error for, is lost and counted
     /// ([`Event::OutputDropped`](crate::Event::OutputDropped), `output_dropped` in the status).
-    Lines(Arc<dyn Fn(&Line<'_>) + Send + Sync>),
+    Lines(OnLine),
 }
 
 impl Output {
     /// What hears its lines.
-    pub(crate) fn tell(&self) -> Option<Tell> {
+    pub(crate) fn tell(&self) -> Option<OnLine> {
         match self {
             Output::Lines(tell) => Some(Arc::clone(tell)),
             Output::Inherit | Output::Null | Output::Append(_) => None,
@@ -566,8 +570,8 @@ pub(crate) fn account(user: &str) -> Result<phalanx_os::Account> {
     if phalanx_os::user::may_become(&account.user) {
         return Ok(account);
     }
-    Err(failed(std::io::Error::new(
-        std::io::ErrorKind::PermissionDenied,
+    Err(failed(io::Error::new(
+        io::ErrorKind::PermissionDenied,
         "that needs root, or CAP_SETUID and CAP_SETGID",
     )))
 }

@@ -1,6 +1,6 @@
 //! What there is where clusters are.
 
-pub use crate::builder::{Builder, Cluster, Count, Line, Output};
+pub use crate::builder::{Builder, Cluster, Count, Line, OnLine, Output};
 pub use crate::error::{Error, Result};
 pub use crate::event::{BlockingEvents, Event, Events};
 pub use crate::message::{Attached, Content, Handle, SendError};

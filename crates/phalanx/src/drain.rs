@@ -46,6 +46,8 @@ pub(crate) fn begun() -> bool {
 /// It begins.
 pub(crate) fn begin() {
     STATE.send_replace(true);
+    #[cfg(all(target_os = "linux", not(phalanx_standalone)))]
+    crate::net::give_up_all();
 }
 
 fn watch_signals() -> io::Result<()> {

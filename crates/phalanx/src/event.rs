@@ -1,6 +1,6 @@
 //! How a cluster is heard.
 
-use crate::message::{Attached, Handle};
+use crate::message::{Attached, Content};
 use phalanx_core::wire::Payload;
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
@@ -16,14 +16,11 @@ pub type Event = phalanx_core::Event<serde_json::Value, Attached>;
 
 /// What core says, with the message decoded.
 pub(crate) fn told(event: phalanx_core::Event<Payload, OwnedFd>) -> Event {
-    let decode = |message: Payload| message.decode().map_err(|_| message.into_bytes().into());
-    event.map_message(decode, |worker, fd| match Handle::received(fd) {
-        Ok(handle) => Some(Attached::new(handle)),
-        Err(error) => {
-            tracing::warn!(%worker, %error, "a handle of a worker is closed");
-            None
-        }
-    })
+    let decode = |message| match Content::of(message) {
+        Content::Json(value) => Ok(value),
+        Content::Opaque(bytes) => Err(bytes),
+    };
+    event.map_message(decode, |worker, fd| Attached::received(fd, &format!("worker {worker}")))
 }
 
 /// Events that one listener may leave unread.

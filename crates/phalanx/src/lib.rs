@@ -129,6 +129,8 @@ pub mod testing;
 #[cfg(all(feature = "rustls", target_os = "linux", not(phalanx_standalone)))]
 pub mod tls;
 #[cfg(all(target_os = "linux", not(phalanx_standalone)))]
+mod waiters;
+#[cfg(all(target_os = "linux", not(phalanx_standalone)))]
 mod watch;
 #[cfg(all(target_os = "linux", not(phalanx_standalone)))]
 mod worker;

@@ -161,6 +161,17 @@ impl Attached {
         Attached(Arc::new(Mutex::new(Some(handle))))
     }
 
+    /// What came from a peer. What it should not have sent is closed.
+    pub(crate) fn received(fd: OwnedFd, peer: &str) -> Option<Attached> {
+        match Handle::received(fd) {
+            Ok(handle) => Some(Attached::new(handle)),
+            Err(error) => {
+                tracing::warn!(peer, %error, "a handle that came with a message is closed");
+                None
+            }
+        }
+    }
+
     /// Takes the handle; `None` if somebody has.
     pub fn take(&self) -> Option<Handle> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
@@ -181,6 +192,15 @@ mod tests {
         assert!(Handle::received(file.into()).is_err());
         let (envelope, _fd) = Handle::from(UdpSocket::bind("[::1]:0").unwrap()).packed();
         assert_eq!((envelope.kind, envelope.dgram_type), (HandleKind::DgramSocket, Some(Family::Udp6)));
+    }
+
+    #[test]
+    fn what_cannot_be_decoded_is_given_as_it_came() {
+        let content = |text: &[u8]| Content::of(Payload::new(text).unwrap());
+        assert_eq!(content(b"[1,{}]"), Content::Json(serde_json::json!([1, {}])));
+        for text in [&b"\"\\ud800\""[..], b"\"\xff\"", b"1e999"] {
+            assert_eq!(content(text), Content::Opaque(text.into()));
+        }
     }
 
     #[test]

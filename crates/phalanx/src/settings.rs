@@ -15,7 +15,7 @@ pub enum Orphans {
     /// They end at once: the kernel kills them.
     #[default]
     Exit,
-    /// They are told to drain: by SIGTERM, and workers that use this library by the end of their channel too;
+    /// They are told to drain: by the stop signal, and workers that use this library by the end of their channel too;
     /// these end after 5 seconds at the latest. A Node worker ends at once, as under Node's own `cluster`.
     Drain,
     /// They go on. Only those that hold the listening socket themselves get new connections; a Node worker with

@@ -22,6 +22,7 @@ fn printed(builder: phalanx::Builder) -> [Vec<String>; 2] {
     let heard = Arc::clone(&lines);
     let hear = move |line: &Line<'_>| {
         heard.lock().expect("lock")[usize::from(line.is_stderr)].push(line.text.to_owned());
+        Ok(())
     };
     let primary = builder
         .channel(Speaks::Nothing)

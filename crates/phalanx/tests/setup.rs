@@ -13,6 +13,7 @@ fn shells(script: &str) -> (Primary, Printed) {
     let heard = Arc::clone(&printed);
     let hear = move |line: &Line<'_>| {
         heard.lock().expect("lock").entry(line.worker).or_default().push(line.text.to_owned());
+        Ok(())
     };
     let primary = Cluster::builder()
         .exec("sh")

@@ -1,10 +1,11 @@
 //! A Rust service on the library, as small as can be, for tests and benchmarks.
 //!
 //! ```text
-//! service tcp PORT | async PORT | unix PATH | udp PORT
+//! service tcp PORT | async PORT | keep PORT | unix PATH | udp PORT
 //! ```
 //!
-//! `tcp` is a blocking loop, one connection at a time, `async` the same as tasks; there the slot `SLOW_SLOT` rests `SLOW_US`
+//! `tcp` is a blocking loop, one connection at a time, `async` the same as tasks, `keep` one that goes on accepting, and
+//! keeps its listener, until the last connection has ended; there the slot `SLOW_SLOT` rests `SLOW_US`
 //! microseconds before each reply. With `BLOCK`, `async` blocks after a request with `X-Block`, all of it, while that file exists.
 //! `HOST` is where they listen. Each says who answered: its slot, or `alone`.
 
@@ -86,17 +87,18 @@ async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<(
     Ok(())
 }
 
-async fn tasks(port: &str) -> io::Result<()> {
+async fn tasks(port: &str, keep: bool) -> io::Result<()> {
     let listener = net::TcpListener::bind(address(port)).await?;
     let mut connections = JoinSet::new();
+    let mut draining = phalanx::draining();
     println!("listening");
-    loop {
+    while !draining.is_draining() || (keep && !connections.is_empty()) {
         tokio::select! {
             accepted = listener.accept() => {
                 connections.spawn(answer(accepted?.0));
             }
             Some(_) = connections.join_next() => {}
-            () = phalanx::draining() => break,
+            () = &mut draining, if !draining.is_draining() => {}
         }
     }
     drop(listener);
@@ -151,13 +153,14 @@ fn main() -> ExitCode {
     }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [kind, place] = &arguments[..] else {
-        eprintln!("usage: service tcp PORT | async PORT | unix PATH | udp PORT");
+        eprintln!("usage: service tcp PORT | async PORT | keep PORT | unix PATH | udp PORT");
         return ExitCode::from(2);
     };
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = match kind.as_str() {
         "tcp" => tcp(place),
-        "async" => runtime().and_then(|it| it.block_on(tasks(place))),
+        "async" => runtime().and_then(|it| it.block_on(tasks(place, false))),
+        "keep" => runtime().and_then(|it| it.block_on(tasks(place, true))),
         "unix" => runtime().and_then(|it| it.block_on(unix(place))),
         "udp" => runtime().and_then(|it| it.block_on(udp(place))),
         _ => Err(io::Error::other(format!("no kind of service is called {kind}"))),

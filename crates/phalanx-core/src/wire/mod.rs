@@ -9,7 +9,7 @@
 //!
 //! Everything here is pure: no descriptor is touched (they are whatever type the caller chooses), no
 //! clock is read. A peer's bytes can cause a [`Violation`], never a panic and never more memory than
-//! the longest permitted line plus one chunk.
+//! the longest permitted line plus one chunk (a frame, and as much again for the line made of it).
 
 mod advanced;
 mod decode;

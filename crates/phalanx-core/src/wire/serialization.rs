@@ -15,7 +15,8 @@ pub enum Serialization {
     #[default]
     Json,
     /// As V8 serializes values, with the length in front. Messages are JSON all the same, as far as it has a form for
-    /// them: [`Message::Opaque`](super::Message::Opaque) is what it has none for.
+    /// them: [`Message::Opaque`](super::Message::Opaque) is what it has none for. Numbers are JavaScript's: beyond 2^53
+    /// not every integer is one.
     ///
     /// Node 12.16 and later know it.
     Advanced,

@@ -2,12 +2,12 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
-use std::os::fd::OwnedFd;
 use std::task::Poll;
 
 use phalanx_os::conn;
 
 use super::ListenOptions;
+use super::held::Unwatched;
 use super::source::{Source, Wanted, open_first};
 use super::tcp::std_stream;
 use super::wait;
@@ -17,7 +17,7 @@ use crate::background::block_on;
 ///
 /// Threads may share it and accept at the same time. Not for use in asynchronous tasks.
 #[derive(Debug)]
-pub struct TcpListener(Source<OwnedFd>);
+pub struct TcpListener(Source<Unwatched>);
 
 impl TcpListener {
     /// Listens at the first of these addresses that can be had.
@@ -61,23 +61,27 @@ impl TcpListener {
     }
 
     fn next(&self) -> Option<io::Result<(TcpStream, SocketAddr)>> {
-        wait::on_thread(self.0.socket(), |cx| {
-            loop {
-                match self.0.poll_accept(cx).map_ok(std_stream) {
-                    Poll::Ready(Ok(Some(accepted))) => return Poll::Ready(Ok(accepted)),
-                    // Gone already.
-                    Poll::Ready(Ok(None)) => {}
-                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                    Poll::Pending => return Poll::Pending,
+        wait::on_thread(
+            || self.0.socket(),
+            |cx| {
+                loop {
+                    match self.0.poll_accept(cx).map_ok(std_stream) {
+                        Poll::Ready(Ok(Some(accepted))) => return Poll::Ready(Ok(accepted)),
+                        // Gone already.
+                        Poll::Ready(Ok(None)) => {}
+                        Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                        Poll::Pending => return Poll::Pending,
+                    }
                 }
-            }
-        })
+            },
+        )
     }
 }
 
 /// A listening socket of the standard library, blocking, for servers that accept nothing else.
 ///
-/// In a worker it is the primary's to lend, and it is never given up before the process ends or drains. The
+/// In a worker it is the primary's to lend, and it is never given up before the process ends or drains; with steering,
+/// its `accept` fails from then on. The
 /// workers of one address share one socket, and with it whether it blocks: all of them should use it alike.
 ///
 /// # Errors

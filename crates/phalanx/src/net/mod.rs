@@ -16,6 +16,8 @@ mod linux {
 #[cfg(all(target_os = "linux", not(phalanx_standalone)))]
 pub mod blocking;
 #[cfg(all(target_os = "linux", not(phalanx_standalone)))]
+mod held;
+#[cfg(all(target_os = "linux", not(phalanx_standalone)))]
 mod source;
 #[cfg(all(target_os = "linux", not(phalanx_standalone)))]
 mod tcp;
@@ -25,6 +27,8 @@ mod udp;
 mod unix;
 #[cfg(all(target_os = "linux", not(phalanx_standalone)))]
 mod wait;
+#[cfg(all(target_os = "linux", not(phalanx_standalone)))]
+pub(crate) use held::give_up_all;
 #[cfg(all(target_os = "linux", not(phalanx_standalone)))]
 pub use linux::*;
 

@@ -3,20 +3,20 @@
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::pin::pin;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::task::{Context, Poll};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, Waker};
 
 use phalanx_core::wire::{Family, ListenRequest};
 use phalanx_os::{AcceptError, Address, LocalAddress, SocketKind, conn, inherit, listener};
 use serde_json::Value;
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
 use super::ListenOptions;
+use super::held::{Held, Unwatched, Watched};
+use crate::waiters::Waiters;
 use crate::watch::watch;
 use crate::worker::driver::{Command, Grant, Ticket};
 use crate::worker::queue::Queue;
@@ -213,14 +213,6 @@ fn invalid(text: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, text)
 }
 
-/// A listener: what the primary hands over (`Stub`), a socket of our own (`Own`), or both (`Shared`).
-#[derive(Debug)]
-enum Backend<S> {
-    Stub { handed: Handed },
-    Shared { socket: S, handed: Handed },
-    Own { socket: S },
-}
-
 #[derive(Debug)]
 struct Handed {
     queue: Arc<Queue>,
@@ -243,46 +235,43 @@ pub(crate) struct Arrived {
     pub(crate) peer: Option<SocketAddr>,
 }
 
-/// What accepts, whatever the family. A runtime watches its socket, or nobody does.
+/// What accepts, whatever the family: what the primary hands over, a socket, or both. A runtime watches its socket, or
+/// nobody does. Once draining has begun there is nothing more to accept, and no socket.
 #[derive(Debug)]
-pub(crate) struct Source<S = AsyncFd<OwnedFd>> {
-    backend: Backend<S>,
+pub(crate) struct Source<S = Watched> {
+    handed: Option<Handed>,
+    socket: Option<Arc<Held<S>>>,
     pub(crate) address: Option<SocketAddr>,
     pub(crate) data: Option<Value>,
-    /// One waiter at a time is enough for `poll_accept`; `accept` may have many.
-    turn: Mutex<()>,
+    /// Who waits for the socket.
+    waiters: Arc<Waiters>,
 }
 
-impl<S> Source<S> {
+impl<S: Send + 'static> Source<S> {
     fn with(opened: Opened, watched: impl FnOnce(OwnedFd) -> io::Result<S>) -> io::Result<Self> {
         let handed = opened.handed.map(|(queue, ticket)| Handed { queue, ticket });
-        let backend = match (opened.socket.map(watched).transpose()?, handed) {
-            (Some(socket), Some(handed)) => Backend::Shared { socket, handed },
-            (Some(socket), None) => Backend::Own { socket },
-            (None, Some(handed)) => Backend::Stub { handed },
-            (None, None) => return Err(invalid("neither a socket nor a primary")),
-        };
-        Ok(Self { backend, address: opened.address, data: opened.data, turn: Mutex::new(()) })
+        let socket = opened.socket.map(watched).transpose()?.map(Held::new);
+        if handed.is_none() && socket.is_none() {
+            return Err(invalid("neither a socket nor a primary"));
+        }
+        Ok(Self { handed, socket, address: opened.address, data: opened.data, waiters: Arc::default() })
     }
 
-    fn parts(&self) -> (Option<&S>, Option<&Handed>) {
-        match &self.backend {
-            Backend::Stub { handed } => (None, Some(handed)),
-            Backend::Shared { socket, handed } => (Some(socket), Some(handed)),
-            Backend::Own { socket } => (Some(socket), None),
-        }
+    /// What was handed over has waited before.
+    fn poll_handed(&self, cx: &Context<'_>) -> Poll<Arrived> {
+        self.handed.as_ref().map_or(Poll::Pending, |handed| handed.poll_take(cx))
     }
 }
 
-impl Source<OwnedFd> {
+impl Source<Unwatched> {
     /// For those who wait for the socket by themselves.
     pub(crate) fn unwatched(opened: Opened) -> io::Result<Self> {
-        Self::with(opened, Ok)
+        Self::with(opened, |socket| Ok(Arc::new(socket)))
     }
 
-    /// The socket to wait for.
-    pub(crate) fn socket(&self) -> Option<BorrowedFd<'_>> {
-        self.parts().0.map(AsFd::as_fd)
+    /// The socket to wait for. Who waits for it lets it go when draining begins.
+    pub(crate) fn socket(&self) -> Option<Unwatched> {
+        self.socket.as_ref()?.socket().clone()
     }
 
     /// The next connection, blocking; registers only for what is handed over. Pending for ever once draining has
@@ -291,12 +280,11 @@ impl Source<OwnedFd> {
         if crate::drain::begun() {
             return Poll::Pending;
         }
-        let (socket, handed) = self.parts();
-        // What was handed over has waited before.
-        if let Some(Poll::Ready(connection)) = handed.map(|handed| handed.poll_take(cx)) {
+        if let Poll::Ready(connection) = self.poll_handed(cx) {
             return Poll::Ready(conn::set_nonblocking(&connection.fd, false).map(|()| connection));
         }
-        match socket.and_then(|socket| accept(socket, Blocking::Yes)) {
+        // Not under the lock: several threads may accept.
+        match self.socket().and_then(|socket| accept(socket, Blocking::Yes)) {
             Some(accepted) => Poll::Ready(accepted),
             None => Poll::Pending,
         }
@@ -306,29 +294,27 @@ impl Source<OwnedFd> {
 impl Source {
     /// To be called in a runtime, which will watch the socket.
     pub(crate) fn new(opened: Opened) -> io::Result<Self> {
-        let source = Self::with(opened, |socket| watch(socket, Interest::READABLE))?;
-        if let (_, Some(handed)) = source.parts() {
-            handed.ticket.runs_here();
-        }
-        Ok(source)
+        Self::with(opened, |socket| watch(socket, Interest::READABLE))
     }
 
-    /// The next connection: close-on-exec, non-blocking. Pending for ever once draining has begun.
-    pub(crate) fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Arrived>> {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+    /// The next connection: close-on-exec, non-blocking; for any number of tasks. Pending for ever once draining has
+    /// begun.
+    pub(crate) fn poll_accept(&self, cx: &Context<'_>) -> Poll<io::Result<Arrived>> {
         if crate::drain::begun() {
             return Poll::Pending;
         }
-        let (socket, handed) = self.parts();
-        if let Some(Poll::Ready(connection)) = handed.map(|handed| handed.poll_take(cx)) {
+        if let Poll::Ready(connection) = self.poll_handed(cx) {
             return Poll::Ready(Ok(connection));
         }
-        let Some(socket) = socket else { return Poll::Pending };
+        let Some(held) = &self.socket else { return Poll::Pending };
+        // The socket remembers one waker: it wakes everybody.
+        self.waiters.add(cx.waker());
+        let waker = Waker::from(Arc::clone(&self.waiters));
+        let mut all = Context::from_waker(&waker);
+        let guard = held.socket();
+        let Some(socket) = &*guard else { return Poll::Pending };
         loop {
-            let mut ready = match socket.poll_read_ready(cx) {
-                Poll::Ready(ready) => ready?,
-                Poll::Pending => return Poll::Pending,
-            };
+            let mut ready = std::task::ready!(socket.poll_read_ready(&mut all))?;
             match accept(socket, Blocking::No) {
                 None => ready.clear_ready(),
                 Some(accepted) => return Poll::Ready(accepted),
@@ -336,32 +322,9 @@ impl Source {
         }
     }
 
-    /// As [`poll_accept`](Self::poll_accept), for any number of tasks.
+    /// As [`poll_accept`](Self::poll_accept).
     pub(crate) async fn accept(&self) -> io::Result<Arrived> {
-        let (socket, handed) = self.parts();
-        let mut from_socket = pin!(async {
-            let Some(socket) = socket else { return std::future::pending().await };
-            loop {
-                let mut ready = socket.readable().await?;
-                if crate::drain::begun() {
-                    return std::future::pending().await;
-                }
-                match accept(socket, Blocking::No) {
-                    None => ready.clear_ready(),
-                    Some(accepted) => return accepted,
-                }
-            }
-        });
-        poll_fn(|cx| {
-            if crate::drain::begun() {
-                return Poll::Pending;
-            }
-            if let Some(Poll::Ready(connection)) = handed.map(|handed| handed.poll_take(cx)) {
-                return Poll::Ready(Ok(connection));
-            }
-            from_socket.as_mut().poll(cx)
-        })
-        .await
+        poll_fn(|cx| self.poll_accept(cx)).await
     }
 }
 

@@ -16,7 +16,8 @@ use super::source::{Arrived, Source, Wanted, open, open_first};
 ///
 /// In a worker, connections come from the primary, or from a socket that it lends; alone, from a socket of a
 /// service manager (`LISTEN_FDS`) that has the address, or else from one that is bound here. Once
-/// [draining](crate::drain::draining) has begun, no connection is accepted any more. Dropping it gives it up.
+/// [draining](crate::drain::draining) has begun, no connection is accepted any more and its socket is closed, whoever
+/// keeps it: new clients go to others, or are refused. Dropping it gives it up.
 #[derive(Debug)]
 pub struct TcpListener(Source);
 
@@ -58,7 +59,7 @@ impl TcpListener {
         }
     }
 
-    /// As [`accept`](Self::accept); only the latest caller is woken.
+    /// As [`accept`](Self::accept).
     ///
     /// # Errors
     /// As [`accept`](Self::accept).

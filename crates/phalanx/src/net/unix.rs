@@ -52,7 +52,7 @@ impl UnixListener {
         }
     }
 
-    /// As [`accept`](Self::accept); only the latest caller is woken.
+    /// As [`accept`](Self::accept).
     ///
     /// # Errors
     /// As [`accept`](Self::accept).

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
@@ -44,7 +44,7 @@ thread_local! {
 /// What `poll` has to give, which is asked again when the socket is readable or when it was woken. `None`: draining
 /// has begun.
 pub(super) fn on_thread<T>(
-    socket: Option<BorrowedFd<'_>>,
+    socket: impl Fn() -> Option<Arc<OwnedFd>>,
     mut poll: impl FnMut(&Context<'_>) -> Poll<io::Result<T>>,
 ) -> Option<io::Result<T>> {
     WAITING.with_borrow_mut(|waiting| {
@@ -64,7 +64,8 @@ pub(super) fn on_thread<T>(
             if Pin::new(&mut *draining).poll(&mut cx).is_ready() {
                 return None;
             }
-            if let Err(error) = ring.0.wait(socket) {
+            let socket = socket();
+            if let Err(error) = ring.0.wait(socket.as_deref().map(AsFd::as_fd)) {
                 return Some(Err(error));
             }
         }

@@ -23,7 +23,6 @@ use crate::message::{Handle, SendError};
 use driver::{Command, Driver};
 pub use inspect::Inspect;
 use letters::Letter;
-pub(crate) use outlet::Tell;
 use phalanx_core::wire::Payload;
 use phalanx_core::{BoundAddress, Hurry, Slot, State, Status, WorkerId, WorkerView};
 use phalanx_os::Signal;

@@ -1,8 +1,10 @@
 //! Lines on their way to the user, who may be slow: on a thread of their own, and never more than fit.
 
-use crate::builder::Line;
+use crate::builder::{Line, OnLine};
 use phalanx_core::{Slot, WorkerId};
 use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,9 +15,6 @@ const ROOM: usize = 1 << 20;
 const OVERHEAD: usize = 64;
 /// How long the end of a cluster waits for lines that nobody reads.
 const LAST_LINES: Duration = Duration::from_secs(2);
-
-/// What hears the lines.
-pub(crate) type Tell = Arc<dyn Fn(&Line<'_>) + Send + Sync>;
 
 /// A line and where it is from.
 #[derive(Debug)]
@@ -39,6 +38,10 @@ struct State {
 struct Queue {
     state: Mutex<State>,
     filled: Condvar,
+    /// Lines that could not be told: a full disk, for one.
+    lost: AtomicU64,
+    /// The last one was.
+    losing: AtomicBool,
 }
 
 impl Queue {
@@ -81,17 +84,29 @@ pub(super) struct Outlet {
 }
 
 impl Outlet {
-    pub(super) fn start(tell: Tell) -> std::io::Result<Outlet> {
+    pub(super) fn start(tell: OnLine) -> io::Result<Outlet> {
         let queue = Arc::<Queue>::default();
         let (alive, ended) = channel::<()>();
         let lines = Arc::clone(&queue);
         std::thread::Builder::new().name("phalanx-output".to_owned()).spawn(move || {
             let _alive = alive;
             while let Some(Printed { worker, slot, is_stderr, text }) = lines.take() {
-                tell(&Line { worker, slot, is_stderr, text: &text });
+                let lost = tell(&Line { worker, slot, is_stderr, text: &text }).is_err();
+                lines.lost.fetch_add(u64::from(lost), Ordering::Relaxed);
+                lines.losing.store(lost, Ordering::Relaxed);
             }
         })?;
         Ok(Outlet { queue, ended })
+    }
+
+    /// Lines that could not be told.
+    pub(super) fn lost(&self) -> u64 {
+        self.queue.lost.load(Ordering::Relaxed)
+    }
+
+    /// Whether the last one could not.
+    pub(super) fn is_losing(&self) -> bool {
+        self.queue.losing.load(Ordering::Relaxed)
     }
 
     pub(super) fn push(&self, line: Printed) -> Pushed {
@@ -136,6 +151,7 @@ mod tests {
         let outlet = Outlet::start(Arc::new(move |line: &Line<'_>| {
             let _ = gate.lock().unwrap().recv();
             let _ = heard.send(line.text.len());
+            Ok(())
         }))
         .unwrap();
         let long = "x".repeat(ROOM / 4);

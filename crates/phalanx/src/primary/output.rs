@@ -1,6 +1,7 @@
 //! What workers print: read from their pipes and cut into lines.
 
-use super::outlet::{Outlet, Printed, Pushed, Tell};
+use super::outlet::{Outlet, Printed, Pushed};
+use crate::builder::OnLine;
 use crate::watch::watch;
 use phalanx_core::{Slot, WorkerId};
 use std::cell::RefCell;
@@ -40,15 +41,17 @@ impl Pipe {
 #[derive(Default)]
 pub(super) struct Output {
     /// Of stdout and stderr, here and below: who does not read the one still gets the other.
-    tell: [Option<Tell>; 2],
+    tell: [Option<OnLine>; 2],
     outlets: [Option<Outlet>; 2],
     tails: BTreeMap<WorkerId, (Slot, VecDeque<String>)>,
     dropped: u64,
+    /// See [`Outlet::is_losing`], at the last line.
+    losing: [bool; 2],
     burst: bool,
 }
 
 impl Output {
-    pub(super) fn new(tell: [Option<Tell>; 2]) -> Output {
+    pub(super) fn new(tell: [Option<OnLine>; 2]) -> Output {
         Output { tell, ..Output::default() }
     }
 
@@ -116,6 +119,8 @@ impl Output {
         if outlet.is_none() {
             *outlet = Outlet::start(tell.clone()).ok();
         }
+        let losing = outlet.as_ref().is_some_and(Outlet::is_losing);
+        self.burst |= losing && !std::mem::replace(&mut self.losing[at], losing);
         let pushed = outlet.as_ref().map_or(Pushed::Dropped { first: true }, |outlet| outlet.push(line));
         if let Pushed::Dropped { first } = pushed {
             self.dropped += 1;
@@ -123,9 +128,9 @@ impl Output {
         }
     }
 
-    /// Lines that nobody got because nobody read.
+    /// Lines that nobody got, because nobody read or they could not be written.
     pub(super) fn dropped(&self) -> u64 {
-        self.dropped
+        self.dropped + self.outlets.iter().flatten().map(Outlet::lost).sum::<u64>()
     }
 
     /// Whether lines have begun to be dropped since the last call.

@@ -37,6 +37,8 @@ pub(super) struct Description {
     /// The limit of open files that we were started with: ours may have been raised since.
     pub(super) open_files: Option<u64>,
     pub(super) orphans: Orphans,
+    /// What ends a worker, and tells an orphan to drain.
+    pub(super) stop_signal: i32,
     pub(super) inspect: Inspect,
 }
 
@@ -64,6 +66,7 @@ impl Description {
             serialization: builder.config.serialization,
             open_files: builder.open_files,
             orphans: builder.orphans,
+            stop_signal: builder.config.limits.stop_signal,
             inspect: builder.inspect.settle(builder.config.speaks, &args),
             args,
         })

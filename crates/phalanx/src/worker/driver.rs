@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use phalanx_core::wire::{DEFAULT_MAX_MESSAGE, Envelope, Family, ListenRequest, Payload, Serialization};
@@ -17,8 +17,9 @@ use tokio::runtime::Handle as Runtime;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::inbox::Inbox;
 use super::queue::Queue;
-use crate::message::{Attached, Content, Handle};
+use crate::message::{Attached, Content};
 use crate::settings::Orphans;
 use crate::watch::watch;
 
@@ -30,8 +31,6 @@ const RELEASE_BOUND: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(10);
 /// A worker's listen() must not make the backlog of the common socket smaller than the primary made it.
 const BACKLOG: u32 = 4096;
-/// Messages that are kept for the first who asks for them.
-const EARLY_MESSAGES: usize = 1024;
 /// Reads at a stretch, so that a talkative primary does not keep commands waiting.
 const READS: usize = 16;
 
@@ -77,9 +76,6 @@ pub(crate) struct Letter {
     pub(crate) handle: Option<(Envelope, OwnedFd)>,
     pub(crate) sent: oneshot::Sender<Result<(), SendError>>,
 }
-
-/// A message of the primary.
-pub(crate) type Received = (Content, Option<Attached>);
 
 /// The way to the driver.
 pub(crate) type Commands = mpsc::UnboundedSender<Command>;
@@ -134,54 +130,6 @@ struct Beat(Commands);
 impl Drop for Beat {
     fn drop(&mut self) {
         let _ = self.0.send(Command::Beat);
-    }
-}
-
-/// Messages on their way to the application.
-#[derive(Debug, Default)]
-pub(crate) struct Inbox(Mutex<InboxState>);
-
-#[derive(Debug, Default)]
-struct InboxState {
-    early: VecDeque<Received>,
-    subscribers: Vec<mpsc::UnboundedSender<Received>>,
-    asked: bool,
-    ended: bool,
-}
-
-impl Inbox {
-    fn state(&self) -> MutexGuard<'_, InboxState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn subscribe(&self) -> mpsc::UnboundedReceiver<Received> {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        let mut state = self.state();
-        state.asked = true;
-        for message in state.early.drain(..) {
-            let _ = sender.send(message);
-        }
-        if !state.ended {
-            state.subscribers.push(sender);
-        }
-        receiver
-    }
-
-    fn deliver(&self, message: &Received) {
-        let mut state = self.state();
-        if state.asked {
-            state.subscribers.retain(|subscriber| subscriber.send(message.clone()).is_ok());
-        } else if state.early.len() < EARLY_MESSAGES {
-            state.early.push_back(message.clone());
-        } else {
-            tracing::warn!("nobody reads the messages of the primary: one is dropped");
-        }
-    }
-
-    fn end(&self) {
-        let mut state = self.state();
-        state.ended = true;
-        state.subscribers.clear();
     }
 }
 
@@ -466,10 +414,10 @@ impl Driver {
             WorkerEvent::Disconnect => self.drain(),
             WorkerEvent::Ping => self.beat(),
             WorkerEvent::Message { message, handle } => {
-                self.inbox.deliver(&(Content::of(message), attached(handle)));
+                self.deliver(Content::of(message), handle);
             }
             WorkerEvent::Opaque { bytes, handle } => {
-                self.inbox.deliver(&(Content::Opaque(bytes.into()), attached(handle)));
+                self.deliver(Content::Opaque(bytes.into()), handle);
             }
             WorkerEvent::Released => self.close_channel(),
             _ => {}
@@ -483,6 +431,11 @@ impl Driver {
             let beat = Arc::clone(&beat);
             runtime.spawn(async move { drop(beat) });
         }
+    }
+
+    fn deliver(&self, content: Content, handle: Option<OwnedFd>) {
+        let handle = handle.and_then(|fd| Attached::received(fd, "primary"));
+        self.inbox.deliver(&(content, handle));
     }
 
     /// Makes a shared socket ready to be used; returns its address.
@@ -611,16 +564,6 @@ impl Driver {
         }
         self.core.notify_draining();
         crate::drain::begin();
-    }
-}
-
-fn attached(handle: Option<OwnedFd>) -> Option<Attached> {
-    match Handle::received(handle?) {
-        Ok(handle) => Some(Attached::new(handle)),
-        Err(error) => {
-            tracing::warn!(%error, "a handle of the primary is closed");
-            None
-        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod config;
 pub(crate) mod driver;
+mod inbox;
 pub(crate) mod queue;
 
 use std::io;
@@ -21,7 +22,8 @@ use crate::background;
 use crate::drain::Draining;
 use crate::message::{Attached, Content, Handle, SendError};
 pub use config::ConfigError;
-use driver::{Command, Commands, Inbox, Letter, Received};
+use driver::{Command, Commands, Letter};
+use inbox::{Inbox, Received};
 
 /// How long [`Worker::kill`] waits for its last word to be written.
 const LAST_WORD: Duration = Duration::from_secs(1);
@@ -355,5 +357,27 @@ fn value(content: Content) -> Option<Value> {
             );
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_asks_for_values_gets_values() {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let mut messages = Messages(receiver);
+        let opaque = Content::Opaque([0xff].into());
+        for content in
+            [opaque.clone(), Content::Json(1.into()), opaque.clone(), Content::Json(2.into()), opaque.clone()]
+        {
+            sender.send((content, None)).unwrap();
+        }
+        assert_eq!(messages.blocking_recv(), Some(1.into()));
+        assert_eq!(background::block_on(messages.recv()), Some(2.into()));
+        assert_eq!(background::block_on(messages.recv_any()).unwrap().0, opaque);
+        drop(sender);
+        assert_eq!(messages.blocking_recv(), None);
     }
 }

@@ -3,29 +3,30 @@
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 use phalanx_core::Offer;
 
-/// Those who gave up waiting leave their waker behind; with so many, all are woken to ask again.
-const MOST_WAKERS: usize = 256;
+use crate::waiters::Waiters;
 
 /// Taking a connection and closing the queue exclude each other: a connection is either the application's,
 /// and then its offer stands under `taken` until the driver has answered it, or it goes to another worker.
 #[derive(Debug, Default)]
-pub(crate) struct Queue(Mutex<State>);
+pub(crate) struct Queue {
+    state: Mutex<State>,
+    waiters: Waiters,
+}
 
 #[derive(Debug, Default)]
 struct State {
     waiting: VecDeque<(Offer, OwnedFd)>,
     taken: Vec<Offer>,
-    wakers: Vec<Waker>,
     closed: bool,
 }
 
 impl Queue {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives the connection back if the queue is closed.
@@ -35,9 +36,8 @@ impl Queue {
             return Err(connection);
         }
         state.waiting.push_back((offer, connection));
-        let wakers = std::mem::take(&mut state.wakers);
         drop(state);
-        wakers.into_iter().for_each(Waker::wake);
+        self.waiters.wake_all();
         Ok(())
     }
 
@@ -48,12 +48,14 @@ impl Queue {
             state.taken.push(offer);
             return Poll::Ready(connection);
         }
-        if !state.closed && !state.wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
-            let stale =
-                if state.wakers.len() < MOST_WAKERS { Vec::new() } else { std::mem::take(&mut state.wakers) };
-            state.wakers.push(cx.waker().clone());
-            drop(state);
-            stale.into_iter().for_each(Waker::wake);
+        let closed = state.closed;
+        drop(state);
+        if !closed {
+            self.waiters.add(cx.waker());
+            // What came in between woke nobody.
+            if !self.state().waiting.is_empty() {
+                cx.waker().wake_by_ref();
+            }
         }
         Poll::Pending
     }
@@ -68,7 +70,6 @@ impl Queue {
         let mut state = self.state();
         state.closed = true;
         state.waiting.clear();
-        state.wakers.clear();
         std::mem::take(&mut state.taken)
     }
 }
