@@ -2,9 +2,9 @@
 
 use phalanx_tests::lab;
 use phalanx_tests::load::Load;
-use phalanx_tests::process::{Phalanx, Signal, free_port, kill};
+use phalanx_tests::process::{DEADLINE, Phalanx, Signal, free_port, kill};
 use serde_json::Value;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::UdpSocket;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
@@ -113,6 +113,56 @@ fn a_rust_worker_finds_it_by_its_address() {
     assert_eq!(status["listeners"].as_array().map(Vec::len), Some(1), "{status}");
     Load::port(port).connections(100).run().assert_equal_shares(2);
     phalanx.finish();
+}
+
+/// On each of the three, somebody answers.
+fn ask_all(tcp: u16, unix: &Path, udp: u16) {
+    Load::port(tcp).connections(20).run().assert_all_served();
+    let mut stream = UnixStream::connect(unix).expect("it listens");
+    stream.write_all(b"GET / HTTP/1.1\r\n\r\n").expect("sent");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("an answer");
+    assert!(text.contains("200 OK"), "{text}");
+    let client = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    client.set_read_timeout(Some(DEADLINE)).expect("a bound");
+    client.send_to(b"hello", ("127.0.0.1", udp)).expect("sent");
+    assert!(client.recv(&mut [0; 64]).expect("an answer") > 0);
+}
+
+#[test]
+fn a_rust_program_finds_each_by_its_name() {
+    let dir = tempfile::tempdir().expect("a directory");
+    for channel in ["phalanx", "none"] {
+        let (tcp, udp) = (free_port(), free_port());
+        let unix = dir.path().join(channel);
+        let sockets = [
+            format!("tcp:127.0.0.1:{tcp}=web"),
+            format!("unix:{}=admin", unix.display()),
+            format!("udp:127.0.0.1:{udp}=dns"),
+        ];
+        let Some(program) = activated(dir.path(), &sockets) else { return };
+        // Without a channel it finds them as under any other service manager.
+        let mut phalanx = Phalanx::run("inherited-named")
+            .program(program)
+            .workers(2)
+            .options(["--channel", channel])
+            .start([
+                lab::binary("service").into_os_string(),
+                "named".into(),
+                "web".into(),
+                "admin".into(),
+                "dns".into(),
+            ]);
+        if channel == "phalanx" {
+            phalanx.wait_status("all workers hold all three", |status| {
+                let held = |n: usize| status["listeners"][n]["slots"].as_array().map_or(0, Vec::len);
+                listening(status, 2) && (0..3).all(|n| held(n) == 2)
+            });
+        }
+        phalanx.wait_line(&format!("listening on 127.0.0.1:{udp}"));
+        ask_all(tcp, &unix, udp);
+        phalanx.finish();
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A Rust service on the library, as small as can be, for tests and benchmarks.
 //!
 //! ```text
-//! service tcp PORT | async PORT | keep PORT | unix PATH | udp PORT
+//! service tcp PORT | async PORT | keep PORT | unix PATH | udp PORT | named TCP UNIX UDP
 //! ```
 //!
 //! `tcp` is a blocking loop, one connection at a time, `async` the same as tasks, `keep` one that goes on accepting, and
@@ -140,6 +140,27 @@ async fn udp(port: &str) -> io::Result<()> {
     }
 }
 
+/// All that is configured, by its name, until it is told to end; who it is on each.
+async fn named(tcp: &str, unix: &str, udp: &str) -> io::Result<()> {
+    let tcp = net::TcpListener::named(tcp).await?;
+    let unix = net::UnixListener::named(unix).await?;
+    let udp = net::UdpSocket::named(udp).await?;
+    let missing = net::UnixListener::named("no").await;
+    assert!(missing.is_err_and(|error| error.kind() == io::ErrorKind::NotFound), "there is none");
+    let mut bytes = [0; 64];
+    println!("listening on {}", udp.local_addr()?);
+    loop {
+        tokio::select! {
+            accepted = tcp.accept() => answer(accepted?.0).await?,
+            accepted = unix.accept() => answer(accepted?.0).await?,
+            received = udp.recv_from(&mut bytes) => {
+                udp.send_to(name().as_bytes(), received?.1).await?;
+            }
+            () = phalanx::draining() => return Ok(()),
+        }
+    }
+}
+
 /// `FAIL=CODE` makes it exit before it listens; with `FAIL_SLOT=N` only in slot N.
 fn fails() -> Option<ExitCode> {
     let code = std::env::var("FAIL").ok()?.parse::<u8>().ok()?;
@@ -152,11 +173,20 @@ fn main() -> ExitCode {
         return code;
     }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build();
     let [kind, place] = &arguments[..] else {
+        if let [_, tcp, unix, udp] = &arguments[..] {
+            return match runtime().and_then(|it| it.block_on(named(tcp, unix, udp))) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("{error}");
+                    ExitCode::FAILURE
+                }
+            };
+        }
         eprintln!("usage: service tcp PORT | async PORT | keep PORT | unix PATH | udp PORT");
         return ExitCode::from(2);
     };
-    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = match kind.as_str() {
         "tcp" => tcp(place),
         "async" => runtime().and_then(|it| it.block_on(tasks(place, false))),

@@ -4,11 +4,11 @@ use std::io;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::task::Poll;
 
-use phalanx_os::conn;
+use phalanx_os::{SocketKind, conn};
 
 use super::ListenOptions;
 use super::held::Unwatched;
-use super::source::{Source, Wanted, open_first};
+use super::source::{Source, Wanted, open, open_first};
 use super::tcp::std_stream;
 use super::wait;
 use crate::background::block_on;
@@ -35,6 +35,15 @@ impl TcpListener {
     pub fn bind_with(addr: impl ToSocketAddrs, options: ListenOptions) -> io::Result<Self> {
         let opened = block_on(open_first(addr.to_socket_addrs()?, Wanted::Tcp, &options, false))?;
         Ok(Self(Source::unwatched(opened)?))
+    }
+
+    /// The listener of this name, of the primary's configuration or from a service manager.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none.
+    pub fn named(name: &str) -> io::Result<Self> {
+        let wanted = Wanted::Named(name, SocketKind::TcpListener);
+        Ok(Self(Source::unwatched(block_on(open(wanted, &ListenOptions::default(), false))?)?))
     }
 
     /// The next connection, which is blocking.

@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
 
@@ -31,6 +31,8 @@ pub(crate) struct Opened {
     pub(crate) socket: Option<OwnedFd>,
     /// The address, of an IP listener.
     pub(crate) address: Option<SocketAddr>,
+    /// The path, of a Unix listener.
+    pub(crate) path: Option<PathBuf>,
     /// What the first worker brought along; alone, our own.
     pub(crate) data: Option<Value>,
 }
@@ -41,8 +43,8 @@ pub(crate) enum Wanted<'a> {
     Tcp(SocketAddr),
     Udp(SocketAddr),
     Unix(&'a Path),
-    /// A TCP listener of the configuration, or of a service manager.
-    Named(&'a str),
+    /// One of this kind of the configuration, or of a service manager.
+    Named(&'a str, SocketKind),
 }
 
 impl Wanted<'_> {
@@ -76,10 +78,14 @@ impl Wanted<'_> {
                 request.family = Some(Family::Unix);
                 request.mode = options.unix_mode;
             }
-            Self::Named(name) => {
+            Self::Named(name, kind) => {
                 request.name = Some(name.to_owned());
-                request.port = Some(0);
-                request.family = Some(Family::Tcp4);
+                // Of either version: the family says what kind of socket is wanted.
+                (request.port, request.family) = match kind {
+                    SocketKind::Udp => (Some(0), Some(Family::Udp4)),
+                    SocketKind::UnixListener => (Some(-1), Some(Family::Unix)),
+                    _ => (Some(0), Some(Family::Tcp4)),
+                };
             }
         }
         Ok(request)
@@ -87,7 +93,8 @@ impl Wanted<'_> {
 
     fn kind(&self) -> SocketKind {
         match self {
-            Self::Tcp(_) | Self::Named(_) => SocketKind::TcpListener,
+            Self::Named(_, kind) => *kind,
+            Self::Tcp(_) => SocketKind::TcpListener,
             Self::Udp(_) => SocketKind::Udp,
             Self::Unix(_) => SocketKind::UnixListener,
         }
@@ -96,7 +103,7 @@ impl Wanted<'_> {
     fn is(&self, name: &str, fd: &OwnedFd) -> bool {
         let local = || listener::local_address(fd).unwrap_or(LocalAddress::Unnamed);
         match *self {
-            Self::Named(wanted) => name == wanted,
+            Self::Named(wanted, _) => name == wanted,
             Self::Unix(path) => match local() {
                 LocalAddress::Unix(found) => std::path::absolute(path).is_ok_and(|path| path == found),
                 _ => false,
@@ -130,9 +137,7 @@ impl Wanted<'_> {
             Self::Tcp(addr) => Address::Tcp { addr, v6only },
             Self::Udp(addr) => Address::Udp { addr, v6only, reuse_addr: false },
             Self::Unix(path) => Address::Unix { path: path.to_owned(), mode: options.unix_mode },
-            Self::Named(name) => {
-                return Err(unnamed(name));
-            }
+            Self::Named(name, _) => return Err(unnamed(name)),
         };
         let bound = listener::bind(&address)?;
         if let Some(file) = bound.file {
@@ -157,11 +162,12 @@ pub(crate) async fn open(wanted: Wanted<'_>, options: &ListenOptions, socket: bo
         Some(socket) => socket,
         None => wanted.bind(options)?,
     };
-    let address = match listener::local_address(&socket)? {
-        LocalAddress::Inet(address) => Some(address),
-        LocalAddress::Unix(_) | LocalAddress::Unnamed => None,
+    let (address, path) = match listener::local_address(&socket)? {
+        LocalAddress::Inet(address) => (Some(address), None),
+        LocalAddress::Unix(path) => (None, Some(path)),
+        LocalAddress::Unnamed => (None, None),
     };
-    Ok(Opened { handed: None, socket: Some(socket), address, data: options.data.clone() })
+    Ok(Opened { handed: None, socket: Some(socket), address, path, data: options.data.clone() })
 }
 
 async fn ask(
@@ -170,7 +176,7 @@ async fn ask(
     options: &ListenOptions,
     socket: bool,
 ) -> io::Result<Opened> {
-    if let (Wanted::Named(name), true) = (&wanted, worker.under_node()) {
+    if let (Wanted::Named(name, _), true) = (&wanted, worker.under_node()) {
         return Err(unnamed(name));
     }
     let (reply, answer) = oneshot::channel();
@@ -183,9 +189,17 @@ async fn ask(
     }
     let address = address.or(match wanted {
         Wanted::Tcp(address) | Wanted::Udp(address) => Some(address),
-        Wanted::Unix(_) | Wanted::Named(_) => None,
+        Wanted::Unix(_) | Wanted::Named(..) => None,
     });
-    Ok(Opened { handed: Some((queue, ticket)), socket: lent, address, data })
+    let path = match (&lent, wanted) {
+        (_, Wanted::Unix(path)) => Some(path.to_owned()),
+        (Some(lent), _) => match listener::local_address(lent)? {
+            LocalAddress::Unix(path) => Some(path),
+            LocalAddress::Inet(_) | LocalAddress::Unnamed => None,
+        },
+        (None, _) => None,
+    };
+    Ok(Opened { handed: Some((queue, ticket)), socket: lent, address, path, data })
 }
 
 /// The first address that can be had, as the standard library does it.
@@ -242,6 +256,7 @@ pub(crate) struct Source<S = Watched> {
     handed: Option<Handed>,
     socket: Option<Arc<Held<S>>>,
     pub(crate) address: Option<SocketAddr>,
+    pub(crate) path: Option<PathBuf>,
     pub(crate) data: Option<Value>,
     /// Who waits for the socket.
     waiters: Arc<Waiters>,
@@ -254,7 +269,8 @@ impl<S: Send + 'static> Source<S> {
         if handed.is_none() && socket.is_none() {
             return Err(invalid("neither a socket nor a primary"));
         }
-        Ok(Self { handed, socket, address: opened.address, data: opened.data, waiters: Arc::default() })
+        let Opened { address, path, data, .. } = opened;
+        Ok(Self { handed, socket, address, path, data, waiters: Arc::default() })
     }
 
     /// What was handed over has waited before.

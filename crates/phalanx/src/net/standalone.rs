@@ -288,6 +288,14 @@ pub mod blocking {
             Err(last)
         }
 
+        /// The listener of this name. Without a primary there is none.
+        ///
+        /// # Errors
+        /// `NotFound`.
+        pub fn named(name: &str) -> io::Result<Self> {
+            Err(super::unnamed(name))
+        }
+
         /// The next connection, which is blocking.
         ///
         /// # Errors

@@ -44,7 +44,8 @@ impl TcpListener {
     /// # Errors
     /// `NotFound` when there is none.
     pub async fn named(name: &str) -> io::Result<Self> {
-        Ok(Self(Source::new(open(Wanted::Named(name), &ListenOptions::default(), false).await?)?))
+        let wanted = Wanted::Named(name, SocketKind::TcpListener);
+        Ok(Self(Source::new(open(wanted, &ListenOptions::default(), false).await?)?))
     }
 
     /// The next connection. It can be awaited by several tasks at once, and dropped without loss.

@@ -4,10 +4,11 @@ use std::io;
 use std::net::SocketAddr;
 use std::ops::Deref;
 
+use phalanx_os::SocketKind;
 use tokio::net::{ToSocketAddrs, lookup_host};
 
 use super::ListenOptions;
-use super::source::{Wanted, open_first};
+use super::source::{Opened, Wanted, open, open_first};
 use crate::worker::driver::Ticket;
 
 /// A [`tokio::net::UdpSocket`]; in a worker, one that all workers share. Dropping it gives it up.
@@ -32,7 +33,18 @@ impl UdpSocket {
     /// As [`bind`](Self::bind).
     pub async fn bind_with(addr: impl ToSocketAddrs, options: ListenOptions) -> io::Result<Self> {
         let addresses: Vec<SocketAddr> = lookup_host(addr).await?.collect();
-        let opened = open_first(addresses, Wanted::Udp, &options, false).await?;
+        Self::of(open_first(addresses, Wanted::Udp, &options, false).await?)
+    }
+
+    /// The socket of this name, of the primary's configuration or from a service manager.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none.
+    pub async fn named(name: &str) -> io::Result<Self> {
+        Self::of(open(Wanted::Named(name, SocketKind::Udp), &ListenOptions::default(), false).await?)
+    }
+
+    fn of(opened: Opened) -> io::Result<Self> {
         let socket = opened.socket.ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))?;
         let socket = tokio::net::UdpSocket::from_std(socket.into())?;
         let ticket = opened.handed.map(|(_, ticket)| ticket);

@@ -1,10 +1,12 @@
 //! Unix stream sockets.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use phalanx_os::SocketKind;
+use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::net::unix::SocketAddr;
 
@@ -16,10 +18,7 @@ use super::source::{Arrived, Source, Wanted, open};
 /// Alone, the file stays when the listener is dropped, and a file that is there already is in the way, as
 /// with tokio.
 #[derive(Debug)]
-pub struct UnixListener {
-    source: Source,
-    path: PathBuf,
-}
+pub struct UnixListener(Source);
 
 impl UnixListener {
     /// Listens at a path.
@@ -35,9 +34,16 @@ impl UnixListener {
     /// # Errors
     /// As [`bind`](Self::bind).
     pub async fn bind_with(path: impl AsRef<Path>, options: ListenOptions) -> io::Result<Self> {
-        let path = path.as_ref().to_owned();
-        let source = Source::new(open(Wanted::Unix(&path), &options, false).await?)?;
-        Ok(Self { source, path })
+        Ok(Self(Source::new(open(Wanted::Unix(path.as_ref()), &options, false).await?)?))
+    }
+
+    /// The listener of this name, of the primary's configuration or from a service manager.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none.
+    pub async fn named(name: &str) -> io::Result<Self> {
+        let wanted = Wanted::Named(name, SocketKind::UnixListener);
+        Ok(Self(Source::new(open(wanted, &ListenOptions::default(), false).await?)?))
     }
 
     /// The next connection. It can be awaited by several tasks at once, and dropped without loss.
@@ -46,7 +52,7 @@ impl UnixListener {
     /// Above all a lack of resources (`EMFILE`), which passes.
     pub async fn accept(&self) -> io::Result<(UnixStream, SocketAddr)> {
         loop {
-            if let Some(accepted) = stream(self.source.accept().await?)? {
+            if let Some(accepted) = stream(self.0.accept().await?)? {
                 return Ok(accepted);
             }
         }
@@ -58,7 +64,7 @@ impl UnixListener {
     /// As [`accept`](Self::accept).
     pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(UnixStream, SocketAddr)>> {
         loop {
-            if let Some(accepted) = stream(ready!(self.source.poll_accept(cx))?)? {
+            if let Some(accepted) = stream(ready!(self.0.poll_accept(cx))?)? {
                 return Poll::Ready(Ok(accepted));
             }
         }
@@ -74,9 +80,17 @@ impl UnixListener {
     /// The path that clients connect to.
     ///
     /// # Errors
-    /// `InvalidInput` for a path that is too long for an address.
+    /// `InvalidInput` for a path that is too long for an address; `AddrNotAvailable` for one that is known by its name
+    /// alone, when the primary hands its connections over.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        Ok(std::os::unix::net::SocketAddr::from_pathname(&self.path)?.into())
+        let path = self.0.path.as_ref().ok_or(io::ErrorKind::AddrNotAvailable)?;
+        Ok(std::os::unix::net::SocketAddr::from_pathname(path)?.into())
+    }
+
+    /// What the first worker brought along as [`ListenOptions::data`]; alone, one's own.
+    #[must_use]
+    pub fn data(&self) -> Option<&Value> {
+        self.0.data.as_ref()
     }
 }
 
