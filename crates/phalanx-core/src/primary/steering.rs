@@ -287,6 +287,8 @@ impl<C> Primary<C> {
             Wish::Gone(gone) => Action::Gone { group, gone },
             Wish::Rescue { socket, place } => Action::Rescue { group, socket, place: Some(place), backlog },
             Wish::RescuePark => Action::Rescue { group, socket: group, place: None, backlog },
+            // Nobody could be given what was accepted, and it would wait for ever; a reset is told at once.
+            Wish::Drain { .. } if listener.needs_socket => return,
             Wish::Drain { socket } => Action::Drain { group, socket },
             Wish::Part { socket, place } => Action::Part { group, socket, place, orphaned: true },
             Wish::Poke(sockets) => Action::Poke { sockets },
