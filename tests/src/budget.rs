@@ -109,6 +109,8 @@ pub enum Scenario {
     KilledOneByOne,
     /// `kill -9` of all workers at once.
     KilledAtOnce,
+    /// `phalanx kill`, one slot after the other.
+    KilledByName,
     /// One worker stands still (SIGSTOP), later goes on.
     Hung,
     /// One slot's program exits whenever it is started.
@@ -123,9 +125,10 @@ pub enum Scenario {
 
 impl Scenario {
     /// All, in the order of the table.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::KilledOneByOne,
         Self::KilledAtOnce,
+        Self::KilledByName,
         Self::Hung,
         Self::CrashLoop,
         Self::Reload,
@@ -165,6 +168,15 @@ impl Scenario {
                 }
                 it.wait_gone(&victims);
                 load.wait_served(load.served() + size.between);
+            }
+            Self::KilledByName => {
+                for n in 0..size.times {
+                    let slot = n % size.workers as u64;
+                    let before = it.worker_of(slot);
+                    it.phalanx.tell("kill", [slot.to_string()]);
+                    it.wait_gone(&before);
+                    load.wait_served(load.served() + size.between);
+                }
             }
             Self::Hung => {
                 let victim = it.workers()[0];
@@ -223,7 +235,7 @@ impl Scenario {
         let none = |what: &str, count: u64| if count == 0 { Ok(()) } else { Err(format!("{count} {what}")) };
         match self {
             // What a killed worker had taken is lost, and nothing else.
-            Self::KilledOneByOne | Self::KilledAtOnce => {
+            Self::KilledOneByOne | Self::KilledAtOnce | Self::KilledByName => {
                 none("hung", ledger.hung)?;
                 none("refused", ledger.refused)
             }
@@ -246,6 +258,7 @@ impl fmt::Display for Scenario {
         f.pad(match self {
             Self::KilledOneByOne => "kill -9, one by one",
             Self::KilledAtOnce => "kill -9, all at once",
+            Self::KilledByName => "phalanx kill",
             Self::Hung => "one worker hangs (SIGSTOP)",
             Self::CrashLoop => "one slot crashes for ever",
             Self::Reload => "reload",
@@ -379,6 +392,14 @@ impl Stage {
     fn load(&self) -> Running {
         // Long, so that nothing is called hung which only has to wait for a processor.
         Load::port(self.port).clients(self.size.clients).silence(Duration::from_secs(30)).start()
+    }
+
+    /// Who is in this slot.
+    fn worker_of(&self, slot: u64) -> Vec<u32> {
+        let status = self.phalanx.status();
+        let all = status["workers"].as_array().map_or(&[][..], Vec::as_slice);
+        let here = all.iter().filter(|worker| worker["slot"] == slot);
+        here.filter_map(|worker| u32::try_from(worker["pid"].as_u64()?).ok()).collect()
     }
 
     fn workers(&self) -> Vec<u32> {

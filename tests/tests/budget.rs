@@ -24,6 +24,7 @@ macro_rules! keeps {
 keeps! {
     workers_killed_one_by_one: KilledOneByOne;
     workers_killed_at_once: KilledAtOnce;
+    workers_killed_by_name: KilledByName;
     a_worker_that_hangs: Hung;
     a_slot_that_crashes_for_ever: CrashLoop;
     reloads: Reload;
