@@ -8,6 +8,8 @@
 //! cluster.kill(0); // and its successor listens
 //! ```
 
+mod left;
+
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fmt;
@@ -84,7 +86,11 @@ impl Cluster {
             Speaks::Nothing | Speaks::Perhaps => State::Online,
             _ => State::Listening,
         };
-        let primary = match self.builder.start() {
+        // Who made a socket may keep it.
+        let theirs: Vec<String> =
+            self.builder.listen.iter().take(self.builder.inherited.len()).map(|it| it.name.clone()).collect();
+        let mark = left::mark();
+        let primary = match self.builder.env(left::MARK, &mark).start() {
             Ok(primary) => primary,
             Err(error) => panic!("the cluster cannot start: {error}"),
         };
@@ -97,7 +103,7 @@ impl Cluster {
                 }
             }
         });
-        let running = Running { primary: Some(primary), pids, notes: Some(notes), until };
+        let running = Running { primary: Some(primary), pids, notes: Some(notes), until, theirs, mark };
         running.wait("all workers are up", |status| {
             let up = status.workers.iter().filter(|worker| worker.state == until);
             up.count() >= usize::try_from(wanted).unwrap_or(usize::MAX)
@@ -106,7 +112,8 @@ impl Cluster {
     }
 }
 
-/// A cluster that runs. When it is dropped, it is stopped, and nothing may be left of it.
+/// A cluster that runs. When it is dropped, it is stopped, and nothing may be left of it: no worker, nothing that a worker
+/// has started, and in this process no listening socket. A test that leaves something fails, and says what.
 pub struct Running {
     /// `None` once dropped.
     primary: Option<Primary>,
@@ -115,6 +122,10 @@ pub struct Running {
     notes: Option<JoinHandle<()>>,
     /// The state of a worker that is up.
     until: State,
+    /// Names of listeners that were made outside.
+    theirs: Vec<String>,
+    /// What all of its processes have in their environment.
+    mark: String,
 }
 
 impl fmt::Debug for Running {
@@ -232,6 +243,14 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         let Some(primary) = self.primary.take() else { return };
+        let addresses: Vec<BoundAddress> = primary.status().map_or_else(
+            |_| Vec::new(),
+            |status| {
+                let own =
+                    |name: &Option<String>| !name.as_ref().is_some_and(|name| self.theirs.contains(name));
+                status.listeners.into_iter().filter(|it| own(&it.name)).filter_map(|it| it.address).collect()
+            },
+        );
         let graceful = in_time(primary.stop(Hurry::Graceful)).is_some();
         if !graceful {
             let _ = in_time(primary.stop(Hurry::Kill));
@@ -242,7 +261,11 @@ impl Drop for Running {
             let _ = notes.join();
         }
         let left: Vec<u32> = lock(&self.pids).iter().copied().filter(|pid| is_child(*pid)).collect();
+        let others = left::processes(&self.mark);
+        let open = left::listeners(&addresses);
         if !std::thread::panicking() {
+            assert!(others.is_empty(), "workers have left processes behind: {}", others.join(", "));
+            assert!(open.is_empty(), "sockets of the cluster are left open: {}", open.join("; "));
             assert!(left.is_empty(), "processes of the cluster are left, or were not waited for: {left:?}");
             assert!(graceful, "the cluster had to be killed");
         }

@@ -113,6 +113,16 @@ fn a_service_that_dies_at_once_is_a_failed_test() {
     let _running = Cluster::new("/bin/false").workers(1).start();
 }
 
+/// The `exec` keeps the worker's pid, and `setsid` leaves its process group.
+#[test]
+#[should_panic(expected = "sleep 4711")]
+fn a_worker_that_leaves_a_process_behind_is_a_failed_test() {
+    let script = "setsid sleep 4711 & exec \"$0\"";
+    let service = example("axum").into_os_string();
+    let arguments = ["-c".into(), script.into(), service];
+    let _running = Cluster::new("/bin/sh").args(arguments).workers(1).env("PORT", "0").start();
+}
+
 /// Two roads, one key: a worker that accepts from a shared socket takes what is handed to it on the same key.
 #[test]
 fn one_worker_can_be_addressed_whatever_the_mechanism() {
