@@ -105,6 +105,48 @@ pub struct Replacing {
     pub max_connections: Option<u64>,
 }
 
+/// How workers come, are replaced and go: what a reload may change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Lives {
+    /// Whether a worker that ended is replaced, when a number is wanted.
+    pub restart: Restart,
+    /// Times and signals.
+    pub limits: Limits,
+    /// What makes a worker ready.
+    pub ready: Ready,
+    /// Workers that may run above the wanted number while others are replaced.
+    pub max_surge: u32,
+    /// Wanted workers that may be missing while others are replaced.
+    pub max_unavailable: u32,
+    /// When healthy workers are replaced.
+    pub replacing: Replacing,
+    /// A worker that takes none of the connections that wait for it, or that it was handed, for so long hangs.
+    /// `None`: never.
+    pub hang_timeout: Option<Duration>,
+    /// What happens then.
+    pub on_hang: OnHang,
+    /// From the order to stop to the beginning of the drain: load balancers hear that we are not ready, and
+    /// those that have not heard yet are still served.
+    pub shutdown_delay: Duration,
+}
+
+impl Default for Lives {
+    fn default() -> Lives {
+        Lives {
+            restart: Restart::Always,
+            limits: Limits::default(),
+            ready: Ready::Auto,
+            max_surge: 1,
+            max_unavailable: 0,
+            replacing: Replacing::default(),
+            hang_timeout: Some(Duration::from_secs(10)),
+            on_hang: OnHang::Replace,
+            shutdown_delay: Duration::ZERO,
+        }
+    }
+}
+
 /// Makes a policy for each listener, in place of the built-in ones.
 pub type PolicyFactory = Box<dyn Fn() -> Box<dyn PolicyImpl> + Send>;
 
@@ -135,26 +177,8 @@ pub struct Config {
     pub backlog: u32,
     /// How many workers are wanted. `None`: whoever forks decides, and nothing is replaced.
     pub wanted: Option<u32>,
-    /// Whether a worker that ended is replaced, when a number is wanted.
-    pub restart: Restart,
-    /// Times and signals.
-    pub limits: Limits,
-    /// What makes a worker ready.
-    pub ready: Ready,
-    /// Workers that may run above the wanted number while others are replaced.
-    pub max_surge: u32,
-    /// Wanted workers that may be missing while others are replaced.
-    pub max_unavailable: u32,
-    /// When healthy workers are replaced.
-    pub replacing: Replacing,
-    /// A worker that takes none of the connections that wait for it, or that it was handed, for so long hangs.
-    /// `None`: never.
-    pub hang_timeout: Option<Duration>,
-    /// What happens then.
-    pub on_hang: OnHang,
-    /// From the order to stop to the beginning of the drain: load balancers hear that we are not ready, and
-    /// those that have not heard yet are still served.
-    pub shutdown_delay: Duration,
+    /// How workers come, are replaced and go.
+    pub lives: Lives,
     /// Bytes queued towards a worker before the sender of a message hears that it is full.
     pub outbox_max: usize,
     /// Longest line or frame a worker may send.
@@ -181,15 +205,7 @@ impl Default for Config {
             pending_max: 1024,
             backlog: 4096,
             wanted: None,
-            restart: Restart::Always,
-            limits: Limits::default(),
-            ready: Ready::Auto,
-            max_surge: 1,
-            max_unavailable: 0,
-            replacing: Replacing::default(),
-            hang_timeout: Some(Duration::from_secs(10)),
-            on_hang: OnHang::Replace,
-            shutdown_delay: Duration::ZERO,
+            lives: Lives::default(),
             outbox_max: 1 << 20,
             max_message: 16 << 20,
             max_listeners: 1024,

@@ -52,7 +52,9 @@ pub mod wire;
 mod worker;
 
 pub use action::{Action, BindSpec, BoundAddress, SocketKind, Spawn};
-pub use config::{Config, Mechanism, OnHang, PolicyFactory, Replacing, UnknownMechanism, UnknownOnHang};
+pub use config::{
+    Config, Lives, Mechanism, OnHang, PolicyFactory, Replacing, UnknownMechanism, UnknownOnHang,
+};
 pub use dispatch::{Closed, Peer, Totals};
 pub use event::{Event, ListeningInfo};
 pub use id::{ConnId, Generation, ListenerId, Place, Slot, SocketId, WorkerId};

@@ -240,6 +240,11 @@ impl Life {
         self.cause.as_ref()
     }
 
+    /// What ends it.
+    pub(crate) fn stop_signal(&self) -> i32 {
+        self.limits.stop_signal
+    }
+
     /// Says why what follows is done. The first cause is the one that counts.
     pub(crate) fn blame(&mut self, cause: Cause) {
         self.cause.get_or_insert(cause);

@@ -123,7 +123,7 @@ fn sticky_stays() {
 #[test]
 fn a_connection_that_kills_is_not_given_on_for_ever() {
     let mut world =
-        World::with(1, Policy::RoundRobin, 16, Faults::default(), |config| config.hang_timeout = None);
+        World::with(1, Policy::RoundRobin, 16, Faults::default(), |config| config.lives.hang_timeout = None);
     world.delay_ms = 100_000_000;
     world.want(1).run(Duration::from_secs(1)).connect(1);
     for deaths in 1..=3 {

@@ -392,35 +392,35 @@ impl Builder {
     /// Whether a worker that ended is replaced.
     #[must_use]
     pub fn restart(mut self, restart: Restart) -> Builder {
-        self.config.restart = restart;
+        self.config.lives.restart = restart;
         self
     }
 
     /// From spawn to `online`: 30 seconds, unless said otherwise; `None`: no limit. Who is not up by then is killed.
     #[must_use]
     pub fn start_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Builder {
-        self.config.limits.start_timeout = timeout.into();
+        self.config.lives.limits.start_timeout = timeout.into();
         self
     }
 
     /// From the stop signal to SIGKILL: 5 seconds, unless said otherwise.
     #[must_use]
     pub fn term_timeout(mut self, timeout: Duration) -> Builder {
-        self.config.limits.term_timeout = timeout;
+        self.config.lives.limits.term_timeout = timeout;
         self
     }
 
     /// The signal that ends a worker: SIGTERM, unless said otherwise.
     #[must_use]
     pub fn stop_signal(mut self, signal: Signal) -> Builder {
-        self.config.limits.stop_signal = signal.as_raw();
+        self.config.lives.limits.stop_signal = signal.as_raw();
         self
     }
 
     /// From the order to leave to the stop signal: 30 seconds, unless said otherwise.
     #[must_use]
     pub fn drain_timeout(mut self, timeout: Duration) -> Builder {
-        self.config.limits.drain_timeout = timeout;
+        self.config.lives.limits.drain_timeout = timeout;
         self
     }
 

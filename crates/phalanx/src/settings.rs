@@ -3,7 +3,7 @@
 use crate::builder::Builder;
 use crate::error::Error;
 use crate::primary::Inspect;
-use phalanx_core::{OnHang, Ready};
+use phalanx_core::{Lives, OnHang, Ready, Speaks};
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -71,7 +71,7 @@ impl Builder {
     /// connections at all.
     #[must_use]
     pub fn ready(mut self, ready: Ready) -> Builder {
-        self.config.ready = ready;
+        self.config.lives.ready = ready;
         self
     }
 
@@ -79,28 +79,28 @@ impl Builder {
     /// Those that still drain count.
     #[must_use]
     pub fn max_surge(mut self, workers: u32) -> Builder {
-        self.config.max_surge = workers;
+        self.config.lives.max_surge = workers;
         self
     }
 
     /// How many of the wanted workers may be missing while others are replaced: none, unless said otherwise.
     #[must_use]
     pub fn max_unavailable(mut self, workers: u32) -> Builder {
-        self.config.max_unavailable = workers;
+        self.config.lives.max_unavailable = workers;
         self
     }
 
     /// Replaces a worker that has more resident memory than so many bytes. Its successor is ready first.
     #[must_use]
     pub fn max_rss(mut self, bytes: u64) -> Builder {
-        self.config.replacing.max_rss = Some(bytes);
+        self.config.lives.replacing.max_rss = Some(bytes);
         self
     }
 
     /// Replaces a worker that has run for so long, up to a tenth earlier so that they do not all go at once.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Builder {
-        self.config.replacing.max_age = Some(age);
+        self.config.lives.replacing.max_age = Some(age);
         self
     }
 
@@ -108,7 +108,7 @@ impl Builder {
     /// taken, exact steering every second; nobody counts what workers accept from a socket that they share.
     #[must_use]
     pub fn max_connections(mut self, connections: u64) -> Builder {
-        self.config.replacing.max_connections = Some(connections);
+        self.config.lives.replacing.max_connections = Some(connections);
         self
     }
 
@@ -120,14 +120,14 @@ impl Builder {
     /// connection, so this may take half as long again.
     #[must_use]
     pub fn hang_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Builder {
-        self.config.hang_timeout = timeout.into();
+        self.config.lives.hang_timeout = timeout.into();
         self
     }
 
     /// What happens to a worker that hangs: it is replaced, unless said otherwise.
     #[must_use]
     pub fn on_hang(mut self, on_hang: OnHang) -> Builder {
-        self.config.on_hang = on_hang;
+        self.config.lives.on_hang = on_hang;
         self
     }
 
@@ -149,7 +149,7 @@ impl Builder {
     /// that this service is not ready: time for load balancers to notice.
     #[must_use]
     pub fn shutdown_delay(mut self, delay: Duration) -> Builder {
-        self.config.shutdown_delay = delay;
+        self.config.lives.shutdown_delay = delay;
         self
     }
 
@@ -160,20 +160,7 @@ impl Builder {
 
     /// What does not go together.
     pub(crate) fn check_settings(&self) -> Result<(), Error> {
-        let wrong = |why: &str| Err(Error::Config(why.to_owned()));
-        let config = &self.config;
-        if config.max_surge == 0 && config.max_unavailable == 0 {
-            return wrong(
-                "with no worker more (max_surge) and none less (max_unavailable), none can be replaced: allow one \
-                 of them",
-            );
-        }
-        if matches!(config.ready, Ready::Http(_)) && config.speaks == phalanx_core::Speaks::Nothing {
-            return wrong(
-                "a request to one worker needs a channel, which a plain program does not have: use `ready` \
-                 notify or listening",
-            );
-        }
+        check_lives(&self.config.lives, self.config.speaks)?;
         let piped = [&self.stdout, &self.stderr].into_iter().any(|output| output.tell().is_some());
         if self.orphans == Orphans::Serve && piped {
             return wrong(
@@ -183,4 +170,24 @@ impl Builder {
         }
         Ok(())
     }
+}
+
+fn wrong(why: &str) -> Result<(), Error> {
+    Err(Error::Config(why.to_owned()))
+}
+
+/// What does not go together in the part that a reload may change.
+pub(crate) fn check_lives(lives: &Lives, speaks: Speaks) -> Result<(), Error> {
+    if lives.max_surge == 0 && lives.max_unavailable == 0 {
+        return wrong(
+            "with no worker more (max_surge) and none less (max_unavailable), none can be replaced: allow one of them",
+        );
+    }
+    if matches!(lives.ready, Ready::Http(_)) && speaks == Speaks::Nothing {
+        return wrong(
+            "a request to one worker needs a channel, which a plain program does not have: use `ready` notify or \
+             listening",
+        );
+    }
+    Ok(())
 }

@@ -1,9 +1,12 @@
 //! What workers run, said while the cluster lives: `Primary::configure`, as Node's `setupPrimary`.
 
-use phalanx::{Cluster, Error, Event, Hurry, Line, Output, Primary, Restart, Speaks, WorkerId};
+use phalanx::{
+    Cluster, Ended, Error, Event, Hurry, Line, Output, Primary, Ready, Restart, Signal, Speaks, WorkerId,
+};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 type Printed = Arc<Mutex<BTreeMap<WorkerId, Vec<String>>>>;
 
@@ -135,11 +138,51 @@ fn where_a_number_is_wanted_it_is_for_the_next_reload() {
         String::from_utf8_lossy(&line).replace('\0', " ")
     };
     let events = primary.events();
-    assert!(primary.workers()[0].signal(phalanx::Signal::KILL));
+    assert!(primary.workers()[0].signal(Signal::KILL));
     let mut exits = events.into_iter().filter(|event| matches!(event, Event::Exit { .. }));
     exits.next().expect("an exit");
     assert_eq!(command(&primary), "sleep 1000 ", "a crash does not deploy");
     primary.reload().wait().expect("reloaded");
     assert_eq!(command(&primary), "sleep 1001 ");
     primary.stop(Hurry::Graceful).wait();
+}
+
+const KILL: Ended = Ended::Signal(9, false);
+const USR2: Ended = Ended::Signal(12, false);
+const TERM: Ended = Ended::Signal(15, false);
+
+/// What ends by whatever signal comes.
+fn sleeper() -> phalanx::Builder {
+    Cluster::builder().exec("sleep").args(["1000"]).channel(Speaks::Nothing)
+}
+
+fn next_exit(events: &mut phalanx::Events) -> Ended {
+    loop {
+        if let Event::Exit { ended, .. } = events.blocking_recv().expect("an event") {
+            return ended;
+        }
+    }
+}
+
+#[test]
+fn a_reload_changes_how_workers_live_or_nothing() {
+    let primary = sleeper().workers(1).start().expect("start");
+    let mut events = primary.events();
+    let mistake = primary.reload_with(sleeper().max_surge(0).stop_signal(Signal::USR2)).wait();
+    let error = mistake.expect_err("none could ever be replaced").to_string();
+    assert!(error.contains("max_surge"), "{error}");
+    let silent =
+        sleeper().ready(Ready::Notify).start_timeout(Duration::from_millis(300)).stop_signal(Signal::USR2);
+    let error = primary.reload_with(silent).wait().expect_err("it gives no notice").to_string();
+    assert!(error.contains("READY=1"), "{error}");
+    assert_eq!(next_exit(&mut events), USR2, "the new one, by its own signal");
+    // All is as before: who is killed is replaced by one that is ready without a notice, and ends by SIGTERM.
+    assert!(primary.workers()[0].signal(Signal::KILL));
+    assert_eq!(next_exit(&mut events), KILL);
+    primary.reload_with(sleeper().stop_signal(Signal::USR2)).wait().expect("reloaded");
+    assert_eq!(next_exit(&mut events), TERM, "the old one, by its own signal");
+    primary.reload().wait().expect("reloaded as described last");
+    assert_eq!(next_exit(&mut events), USR2);
+    primary.stop(Hurry::Graceful).wait();
+    assert_eq!(next_exit(&mut events), USR2);
 }

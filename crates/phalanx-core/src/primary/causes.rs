@@ -1,7 +1,7 @@
 //! Replacement for a cause: what is too big, too old, has had enough, or hangs.
 
 use super::Primary;
-use crate::config::OnHang;
+use crate::config::{OnHang, Replacing};
 use crate::lifecycle::Cause;
 use crate::timer::Timer;
 use crate::{Action, Event, Slot, Time, WorkerId};
@@ -102,8 +102,7 @@ impl<C> Primary<C> {
     }
 
     /// Gives a new worker its limits, each a little different from the others'.
-    pub(super) fn limit(&mut self, now: Time, worker: WorkerId) {
-        let replacing = self.config.replacing;
+    pub(super) fn limit(&mut self, now: Time, worker: WorkerId, replacing: Replacing) {
         let mut jitter = |value: u64| value - self.rng.below(value / 10 + 1);
         let max_rss = replacing.max_rss.map(&mut jitter);
         let max_connections = replacing.max_connections.map(&mut jitter);
@@ -120,14 +119,21 @@ impl<C> Primary<C> {
     }
 
     pub(super) fn measure(&mut self, now: Time) {
-        let alive = self.seats.iter().filter(|(_, seat)| seat.life.state().is_alive());
-        self.actions.extend(alive.map(|(&worker, _)| Action::Measure { worker }));
-        self.timers.set(Timer::Measure, now + MEASURE);
+        let mut any = false;
+        for (&worker, seat) in self.seats.iter().filter(|(_, seat)| seat.max_rss.is_some()) {
+            any = true;
+            if seat.life.state().is_alive() {
+                self.actions.push_back(Action::Measure { worker });
+            }
+        }
+        if any {
+            self.timers.set(Timer::Measure, now + MEASURE);
+        }
     }
 
     /// A worker owes an answer: somebody must look whether it comes.
     pub(super) fn expect_answer(&mut self, worker: WorkerId) {
-        if let Some(timeout) = self.config.hang_timeout
+        if let Some(timeout) = self.seats.get(&worker).and_then(|seat| seat.hang_timeout)
             && !self.timers.is_set(Timer::Hang(worker))
         {
             // The clock may be late: then the first look comes early, and counts from then.
@@ -136,8 +142,8 @@ impl<C> Primary<C> {
     }
 
     pub(super) fn look_for_answers(&mut self, now: Time, worker: WorkerId) {
-        let Some(timeout) = self.config.hang_timeout else { return };
         let Some(seat) = self.seats.get_mut(&worker) else { return };
+        let Some(timeout) = seat.hang_timeout else { return };
         let connections = seat.ledger.len() as u32;
         if connections == 0 || !seat.life.state().is_alive() {
             seat.silent_since = None;
@@ -173,7 +179,6 @@ impl<C> Primary<C> {
 
     /// Whether it should end because it hangs.
     pub(super) fn must_end(&self, worker: WorkerId) -> bool {
-        self.config.on_hang == OnHang::Replace
-            && self.seats.get(&worker).is_some_and(|seat| seat.hung.is_some())
+        self.seats.get(&worker).is_some_and(|seat| seat.hung.is_some() && seat.on_hang == OnHang::Replace)
     }
 }

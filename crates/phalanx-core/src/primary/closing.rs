@@ -50,7 +50,7 @@ impl<C> Primary<C> {
             self.send_off(now, Hurry::Graceful);
             return;
         }
-        self.closing = Some(Closing::new(now, self.config.limits.drain_timeout));
+        self.closing = Some(Closing::new(now, self.config.lives.limits.drain_timeout));
         self.timers.set(Timer::Closing, now + LOOK_EVERY);
     }
 

@@ -11,7 +11,7 @@ use crate::restart::{Backoff, Restart};
 use crate::status::LastEnd;
 use crate::timer::Timer;
 use crate::wire::{Decoder, Outbox};
-use crate::{Action, Config, Event, Generation, Slot, Spawn, State, Time, WorkerId};
+use crate::{Action, Event, Generation, Lives, Slot, Spawn, State, Time, WorkerId};
 use std::collections::VecDeque;
 
 /// How much of a hurry there is to stop.
@@ -110,7 +110,7 @@ impl<C> Primary<C> {
     /// Ends one worker without a drain: the stop signal now, or SIGKILL.
     pub fn end(&mut self, now: Time, worker: WorkerId, hurry: Hurry) {
         let input = match hurry {
-            Hurry::Graceful => Input::Leave { then: Some(self.config.limits.stop_signal) },
+            Hurry::Graceful => Input::Leave { then: Some(self.stop_signal(worker)) },
             Hurry::Terminate => Input::Terminate,
             Hurry::Kill => Input::Kill,
         };
@@ -132,7 +132,7 @@ impl<C> Primary<C> {
     /// Then nobody new is let in, who has come is served, and workers leave.
     pub fn stop(&mut self, now: Time, hurry: Hurry) {
         let graceful = hurry == Hurry::Graceful && !self.stopping;
-        let delay = self.config.shutdown_delay;
+        let delay = self.config.lives.shutdown_delay;
         if graceful && !delay.is_zero() && self.closing.is_none() && !self.timers.is_set(Timer::Shutdown) {
             self.timers.set(Timer::Shutdown, now + delay);
             self.events.push_back(Event::Stopping);
@@ -251,7 +251,8 @@ impl<C> Primary<C> {
 
     fn seat(&mut self, now: Time, spawn: Spawn, pid: u32) {
         let worker = spawn.worker;
-        let (life, deadline) = Life::new(self.config.speaks, self.config.limits, self.wanted.is_some());
+        let lives = self.lives(spawn.generation).clone();
+        let (life, deadline) = Life::new(self.config.speaks, lives.limits, self.wanted.is_some());
         if let Some(after) = deadline {
             self.timers.set(Timer::Life(worker), now + after);
         }
@@ -283,7 +284,7 @@ impl<C> Primary<C> {
                 channel_open: !plain,
                 relayed: Vec::new(),
                 wants_ticket_keys: false,
-                wants: self.config.ready.clone(),
+                wants: lives.ready.clone(),
                 before,
                 lent,
                 waits: false,
@@ -295,6 +296,8 @@ impl<C> Primary<C> {
                 due: None,
                 max_rss: None,
                 max_connections: None,
+                hang_timeout: lives.hang_timeout,
+                on_hang: lives.on_hang,
                 silent_since: None,
                 heartbeat: Heartbeat::default(),
                 hung: None,
@@ -305,14 +308,14 @@ impl<C> Primary<C> {
             self.events.push_back(Event::Online { worker });
         }
         // A worker that only replaces what died is not ended for being slow. One that others wait for is.
-        let awaited = self.config.ready.is_promised()
+        let awaited = lives.ready.is_promised()
             || self.on_trial(spawn.generation)
             || self.slots.get(&spawn.slot).is_some_and(|record| record.successor == Some(worker));
-        if awaited && let Some(timeout) = self.config.limits.start_timeout {
+        if awaited && let Some(timeout) = lives.limits.start_timeout {
             self.timers.set(Timer::Ready(worker), now + timeout);
         }
         if self.wanted.is_some() {
-            self.limit(now, worker);
+            self.limit(now, worker, lives.replacing);
         }
         self.consider(now, worker);
         if lent {
@@ -372,7 +375,7 @@ impl<C> Primary<C> {
             self.back_off(now, slot, online_since);
             return;
         }
-        record.retired = match self.config.restart {
+        record.retired = match self.config.lives.restart {
             Restart::Always => false,
             Restart::OnFailure => ended.is_success(),
             Restart::Never => true,
@@ -397,7 +400,7 @@ impl<C> Primary<C> {
     /// BEFORE a worker leaves by its own choice: its successor need not wait until it has drained. The back-off counts
     /// it now, as a death: who always leaves at once comes no more often than who always dies.
     pub(super) fn make_room(&mut self, now: Time, worker: WorkerId) {
-        if self.stopping || self.is_leaving(worker) || self.config.restart != Restart::Always {
+        if self.stopping || self.is_leaving(worker) || self.config.lives.restart != Restart::Always {
             return;
         }
         let Some(seat) = self.seats.get(&worker).filter(|seat| seat.ready) else { return };
@@ -443,7 +446,7 @@ impl<C> Primary<C> {
             for slot in (0..wanted).map(Slot) {
                 self.record(slot);
             }
-            let Config { max_surge, max_unavailable, .. } = self.config;
+            let Lives { max_surge, max_unavailable, .. } = *self.lives(self.target);
             while let Some(step) = next_step(Bounds { wanted, max_surge, max_unavailable }, &self.places()) {
                 if let Step::Leave(id) | Step::Yield(id) | Step::End(id) = step
                     && !self.seats.contains_key(&id)

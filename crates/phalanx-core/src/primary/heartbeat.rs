@@ -33,14 +33,13 @@ fn part(of: Duration, parts: u32) -> Duration {
 impl<C> Primary<C> {
     /// A worker has answered, or said that it would.
     pub(super) fn pong(&mut self, now: Time, worker: WorkerId) {
-        let Some(timeout) = self.config.hang_timeout else { return };
-        match self.seats.get_mut(&worker) {
-            Some(seat) if seat.heartbeat == Heartbeat::Unable => {
-                seat.heartbeat = Heartbeat::Ran(now);
-                self.timers.set(Timer::Heartbeat(worker), now + part(timeout, PAUSE));
-            }
-            Some(_) => self.runs(now, worker),
-            None => {}
+        let Some(seat) = self.seats.get_mut(&worker) else { return };
+        let Some(timeout) = seat.hang_timeout else { return };
+        if seat.heartbeat == Heartbeat::Unable {
+            seat.heartbeat = Heartbeat::Ran(now);
+            self.timers.set(Timer::Heartbeat(worker), now + part(timeout, PAUSE));
+        } else {
+            self.runs(now, worker);
         }
     }
 
@@ -53,7 +52,7 @@ impl<C> Primary<C> {
             Heartbeat::Asked { .. } => {
                 seat.heartbeat = Heartbeat::Ran(now);
                 let was_silent = seat.hung == Some(Hang::Silent);
-                if let Some(timeout) = self.config.hang_timeout {
+                if let Some(timeout) = seat.hang_timeout {
                     self.timers.set(Timer::Heartbeat(worker), now + part(timeout, PAUSE));
                 }
                 if was_silent {
@@ -67,7 +66,7 @@ impl<C> Primary<C> {
     pub(super) fn heartbeat(&mut self, now: Time, worker: WorkerId) {
         let leaves = self.is_leaving(worker);
         let Some(seat) = self.seats.get_mut(&worker) else { return };
-        let Some(timeout) = self.config.hang_timeout.filter(|_| !leaves) else {
+        let Some(timeout) = seat.hang_timeout.filter(|_| !leaves) else {
             // Who leaves has a deadline of its own.
             seat.heartbeat = Heartbeat::Unable;
             return;
@@ -94,7 +93,7 @@ impl<C> Primary<C> {
 mod tests {
     use super::*;
     use crate::config::OnHang;
-    use crate::{Config, Event};
+    use crate::{Config, Event, Lives};
 
     const TIMEOUT: Duration = Duration::from_secs(8);
     const NOTHING: [bool; 0] = [];
@@ -110,7 +109,8 @@ mod tests {
 
     impl Stage {
         fn new() -> Stage {
-            let config = Config { hang_timeout: Some(TIMEOUT), on_hang: OnHang::Report, ..Config::default() };
+            let lives = Lives { hang_timeout: Some(TIMEOUT), on_hang: OnHang::Report, ..Lives::default() };
+            let config = Config { lives, ..Config::default() };
             let mut primary = Primary::new(config);
             let worker = primary.fork(Vec::new());
             primary.handle_spawned(Time::ZERO, worker, Ok(7));

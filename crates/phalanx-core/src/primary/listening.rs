@@ -261,7 +261,7 @@ impl<C> Primary<C> {
         let (socket, spec, backlog) = (listener.socket, listener.spec.clone(), listener.backlog);
         self.actions.push_back(if choice.mechanism == Mechanism::Steer {
             let rule = rule_of(&spec, choice.policy);
-            let (lag_after, hang) = (self.config.lag_after, self.config.hang_timeout);
+            let (lag_after, hang) = (self.config.lag_after, self.config.lives.hang_timeout);
             let weights = self.config.weights.clone();
             listener.steering = Some(Steering::new(rule, choice.engine, lag_after, hang, weights));
             Action::Group { group: socket, listener: id, spec, backlog, engine: choice.engine, rule }

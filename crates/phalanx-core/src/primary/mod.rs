@@ -30,7 +30,7 @@ use crate::rng::Rng;
 use crate::steer::Wish;
 use crate::timer::{Timer, TimerTable};
 use crate::wire::{Payload, Seq};
-use crate::{Action, Config, ConnId, Event, Generation, Slot, Spawn, Time, WorkerId};
+use crate::{Action, Config, ConnId, Event, Generation, Lives, Slot, Spawn, Time, WorkerId};
 use closing::Closing;
 use group::SlotRecord;
 use seat::Seat;
@@ -65,6 +65,8 @@ pub struct Primary<C> {
     stable: Generation,
     /// The generation that every slot should have.
     target: Generation,
+    /// How those on trial live, and everybody once they have proved themselves.
+    trial: Lives,
     /// The latest that there ever was.
     newest: Generation,
     /// Those that somebody may still run.
@@ -95,6 +97,7 @@ impl<C> Primary<C> {
         Primary {
             rng: Rng::new(config.seed),
             wanted: None,
+            trial: config.lives.clone(),
             config,
             seats: BTreeMap::new(),
             spawning: BTreeMap::new(),

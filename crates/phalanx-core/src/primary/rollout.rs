@@ -8,7 +8,7 @@
 use super::Primary;
 use super::group::SlotRecord;
 use crate::lifecycle::{Cause, Ended, Input};
-use crate::{Action, Event, Generation, Slot, State, Time, WorkerId};
+use crate::{Action, Event, Generation, Lives, Slot, State, Time, WorkerId};
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -109,12 +109,14 @@ pub enum Refused {
 
 impl<C> Primary<C> {
     /// Replaces every worker by one of a new generation, which is the answer. [`Event::Reloaded`] or
-    /// [`Event::ReloadAborted`] follows. A reload under way is superseded.
+    /// [`Event::ReloadAborted`] follows. A reload under way is superseded. Its workers may live otherwise: each worker
+    /// by what holds for its generation; the reload itself by `max_surge` and `max_unavailable` of the new one; and all
+    /// else changes when the new one has proved itself, or not at all.
     ///
     /// # Errors
     ///
     /// [`Refused`]; nothing changes.
-    pub fn reload(&mut self, now: Time) -> Result<Generation, Refused> {
+    pub fn reload(&mut self, now: Time, lives: Lives) -> Result<Generation, Refused> {
         if self.stopping || self.closing.is_some() {
             return Err(Refused::Stopping);
         }
@@ -125,6 +127,7 @@ impl<C> Primary<C> {
         self.newest = generation;
         self.abort(now, Aborted::Superseded { by: generation });
         self.target = generation;
+        self.trial = lives;
         self.generations.insert(generation);
         self.events.push_back(Event::Reloading { generation });
         self.reconcile(now);
@@ -134,6 +137,16 @@ impl<C> Primary<C> {
     /// The generation that has proved itself, and the one that is on trial.
     pub fn generations(&self) -> (Generation, Option<Generation>) {
         (self.stable, (self.target != self.stable).then_some(self.target))
+    }
+
+    /// How workers of a generation live.
+    pub(super) fn lives(&self, generation: Generation) -> &Lives {
+        if self.on_trial(generation) { &self.trial } else { &self.config.lives }
+    }
+
+    /// The signal that ends this worker.
+    pub(super) fn stop_signal(&self, id: WorkerId) -> i32 {
+        self.seats.get(&id).map_or(self.config.lives.limits.stop_signal, |seat| seat.life.stop_signal())
     }
 
     pub(super) fn on_trial(&self, generation: Generation) -> bool {
@@ -167,14 +180,12 @@ impl<C> Primary<C> {
                 record.successor = None;
             }
         }
+        let then = Some(self.stop_signal(id));
         let Some(seat) = self.seats.get_mut(&id) else { return };
         seat.life.blame(cause);
         // Who listens may have taken connections.
-        let input = if seat.life.state() == State::Listening {
-            Input::Leave { then: Some(self.config.limits.stop_signal) }
-        } else {
-            Input::Terminate
-        };
+        let input =
+            if seat.life.state() == State::Listening { Input::Leave { then } } else { Input::Terminate };
         self.apply(now, id, input);
     }
 
@@ -194,10 +205,11 @@ impl<C> Primary<C> {
     }
 
     pub(super) fn yield_to_successor(&mut self, now: Time, id: WorkerId) {
+        let then = Some(self.stop_signal(id));
         if let Some(seat) = self.seats.get_mut(&id) {
             let cause = seat.due.take().unwrap_or(Cause::Reload);
             seat.life.blame(cause);
-            self.apply(now, id, Input::Leave { then: Some(self.config.limits.stop_signal) });
+            self.apply(now, id, Input::Leave { then });
         }
     }
 
@@ -212,6 +224,12 @@ impl<C> Primary<C> {
     pub(super) fn conclude(&mut self) {
         if self.target != self.stable && !self.stopping && self.all_changed() {
             self.stable = self.target;
+            self.config.lives = self.trial.clone();
+            for (_, listener) in self.listeners.iter_mut() {
+                if let Some(steering) = &mut listener.steering {
+                    steering.hang_timeout = self.config.lives.hang_timeout;
+                }
+            }
             for record in self.slots.values_mut() {
                 // Slots that are not wanted now may be later.
                 record.generation = self.stable;

@@ -7,7 +7,7 @@ use crate::dispatch::Ledger;
 use crate::lifecycle::{Cause, Life};
 use crate::ready::Ready;
 use crate::wire::{Decoder, Outbox};
-use crate::{ConnId, Generation, ListenerId, Slot, SocketId, Time, WorkerId};
+use crate::{ConnId, Generation, ListenerId, OnHang, Slot, SocketId, Time, WorkerId};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -81,6 +81,8 @@ pub(super) struct Seat<C> {
     pub(super) due: Option<Cause>,
     pub(super) max_rss: Option<u64>,
     pub(super) max_connections: Option<u64>,
+    pub(super) hang_timeout: Option<Duration>,
+    pub(super) on_hang: OnHang,
     /// It owes answers and has given none since then, as far as anybody has looked.
     pub(super) silent_since: Option<Time>,
     pub(super) heartbeat: Heartbeat,

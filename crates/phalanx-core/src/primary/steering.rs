@@ -200,7 +200,7 @@ impl<C> Primary<C> {
         self.actions.push_back(Action::Guard { group: listener.socket });
         self.timers.set(Timer::Guard(id), now + GUARD_EVERY);
         let counts = listener.steering.as_ref().is_some_and(Steering::counts);
-        if counts || self.config.replacing.max_connections.is_some() {
+        if counts || self.seats.values().any(|seat| seat.max_connections.is_some()) {
             // While nobody waits, nobody tells how many were taken, or are over.
             self.look(now, id);
         }

@@ -80,7 +80,7 @@ pub(crate) struct Steering {
     rule: Rule,
     engine: Engine,
     lag_after: Duration,
-    hang_timeout: Option<Duration>,
+    pub(crate) hang_timeout: Option<Duration>,
     weights: Vec<u32>,
     members: BTreeMap<Place, Member>,
     past: BTreeMap<Slot, Numbers>,

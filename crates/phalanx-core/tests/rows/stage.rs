@@ -76,7 +76,7 @@ impl Stage {
         config.speaks = speaks;
         config.window = 1;
         config.pending_max = 1000;
-        config.hang_timeout = None;
+        config.lives.hang_timeout = None;
         change(&mut config);
         Stage {
             primary: Primary::new(config),

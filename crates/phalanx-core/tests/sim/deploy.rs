@@ -2,7 +2,7 @@
 
 use crate::net::Conn;
 use crate::world::{Faults, World};
-use phalanx_core::{Aborted, Ended, Event, Generation, Hurry, Policy, Slot, State, WorkerId};
+use phalanx_core::{Aborted, Ended, Event, Generation, Hurry, Lives, Policy, Ready, Slot, State, WorkerId};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -72,8 +72,12 @@ impl Deploys {
 
 impl World {
     pub(crate) fn reload(&mut self, build: Build) -> &mut World {
+        self.reload_with(build, self.lives.clone())
+    }
+
+    pub(crate) fn reload_with(&mut self, build: Build, lives: Lives) -> &mut World {
         let before = self.ready_slots();
-        if let Ok(generation) = self.primary.reload(self.now) {
+        if let Ok(generation) = self.primary.reload(self.now, lives) {
             self.deploys.builds.insert(generation, build);
             self.deploys.open.insert(generation);
         }
@@ -196,6 +200,76 @@ fn a_crash_does_not_deploy() {
     world.stop(Hurry::Graceful).settle().assert_over();
 }
 
+/// Whether so much memory is too much for everybody.
+fn has_too_much(world: &mut World, bytes: u64) -> bool {
+    let before = world.living();
+    for &id in &before {
+        world.memory(id, bytes);
+    }
+    world.run(Duration::from_secs(5));
+    let now = world.living();
+    let replaced = before.iter().filter(|id| !now.contains(id)).count();
+    assert!(replaced == 0 || replaced == before.len(), "all live by the same: {before:?}, {now:?}");
+    replaced > 0
+}
+
+#[test]
+fn a_reload_that_is_done_changes_how_workers_live_and_another_does_not() {
+    for seed in 0..20 {
+        let mut world = cluster(seed, 3);
+        assert!(!has_too_much(&mut world, 1000));
+        let mut lives = Lives::default();
+        lives.replacing.max_rss = Some(1000);
+        lives.limits.start_timeout = Some(Duration::from_secs(3));
+        for build in [Build::Exits, Build::Mute, Build::Deaf] {
+            let before = world.now;
+            world.reload_with(build, lives.clone()).run(Duration::from_secs(4));
+            assert!(!world.deploys.aborted.is_empty(), "within the new time: {build:?}, {before:?}");
+            world.all_of(1);
+            // A successor, too, is of those before.
+            let victim = world.living()[0];
+            world.crash(victim, Ended::Signal(9, false)).run(Duration::from_secs(1));
+            assert!(!has_too_much(&mut world, 2000), "{build:?}");
+            world.deploys.aborted.clear();
+        }
+        world.reload_with(Build::Good, lives).run(Duration::from_secs(4)).all_of(5);
+        assert!(has_too_much(&mut world, 2000) && !has_too_much(&mut world, 100));
+        // And back.
+        world.reload(Build::Good).run(Duration::from_secs(4)).all_of(6);
+        assert!(!has_too_much(&mut world, 2000));
+        world.stop(Hurry::Graceful).settle().assert_over();
+    }
+}
+
+#[test]
+fn during_a_reload_each_worker_lives_by_what_holds_for_its_generation() {
+    let mut world = cluster(4, 2);
+    let mut lives = Lives::default();
+    lives.ready = Ready::Message;
+    lives.limits.start_timeout = None;
+    // It never says that it is ready.
+    world.reload_with(Build::Good, lives).run(Duration::from_secs(60));
+    let status = world.primary.status(world.now);
+    assert_eq!((status.ready, status.reloading), (2, Some(Generation(2))));
+    let victim = world.living()[1];
+    world.crash(victim, Ended::Signal(9, false)).run(Duration::from_secs(60));
+    assert_eq!(world.primary.status(world.now).ready, 2, "who is of those before need not say so");
+    world.stop(Hurry::Graceful).settle().assert_over();
+}
+
+#[test]
+fn more_at_a_time_is_for_the_reload_that_says_so() {
+    let mut world = cluster(4, 3);
+    let mut lives = Lives::default();
+    lives.max_surge = 3;
+    world.reload_with(Build::Mute, lives.clone()).quiet();
+    assert_eq!(world.living().len(), 6);
+    world.settle().reload(Build::Mute).quiet();
+    assert_eq!(world.living().len(), 4);
+    world.settle();
+    world.stop(Hurry::Graceful).settle().assert_over();
+}
+
 #[test]
 fn a_reload_during_a_reload_takes_over() {
     for seed in 0..50 {
@@ -229,8 +303,8 @@ fn a_crash_loop_is_cured_by_a_reload() {
 #[test]
 fn old_age_comes_one_by_one() {
     let mut world = World::with(5, Policy::RoundRobin, 16, Faults::default(), |config| {
-        config.replacing.max_age = Some(Duration::from_secs(100));
-        config.replacing.max_connections = Some(40);
+        config.lives.replacing.max_age = Some(Duration::from_secs(100));
+        config.lives.replacing.max_connections = Some(40);
     });
     world.want(4).quiet();
     let first = world.living();
@@ -318,7 +392,7 @@ fn who_always_leaves_at_once_comes_no_more_often_than_who_always_dies() {
 #[test]
 fn a_delayed_stop_serves_on() {
     let mut world = World::with(5, Policy::RoundRobin, 16, Faults::default(), |config| {
-        config.shutdown_delay = Duration::from_secs(5);
+        config.lives.shutdown_delay = Duration::from_secs(5);
     });
     world.want(2).quiet().stop(Hurry::Graceful).run(Duration::from_secs(4));
     assert!(world.primary.status(world.now).stopping);
@@ -381,12 +455,12 @@ proptest! {
     ) {
         let lucky = Faults { stubborn: 0, ..faults } == Faults::default();
         let mut world = World::with(seed, Policy::RoundRobin, 4, faults, |config| {
-            config.max_surge = surge;
-            config.max_unavailable = unavailable;
-            config.replacing.max_rss = Some(1000);
+            config.lives.max_surge = surge;
+            config.lives.max_unavailable = unavailable;
+            config.lives.replacing.max_rss = Some(1000);
             if aging {
-                config.replacing.max_age = Some(Duration::from_secs(30));
-                config.replacing.max_connections = Some(25);
+                config.lives.replacing.max_age = Some(Duration::from_secs(30));
+                config.lives.replacing.max_connections = Some(25);
             }
         });
         world.beats = beats;

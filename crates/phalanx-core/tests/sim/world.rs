@@ -6,8 +6,8 @@ use crate::net::{Conn, Dice, Open};
 use crate::process::Process;
 use phalanx_core::wire::{Family, Serialization};
 use phalanx_core::{
-    Action, BindSpec, Blocked, Carried, Config, Ended, Event, Examined, GroupError, Hurry, Mechanism, Policy,
-    Primary, SocketId, Speaks, Time, WorkerEvent, WorkerId,
+    Action, BindSpec, Blocked, Carried, Config, Ended, Event, Examined, GroupError, Hurry, Lives, Mechanism,
+    Policy, Primary, SocketId, Speaks, Time, WorkerEvent, WorkerId,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -90,6 +90,8 @@ pub(crate) struct World {
     pub(crate) violators: BTreeSet<WorkerId>,
     pub(crate) told: Told,
     pub(crate) max_unavailable: u32,
+    /// As they were at the start.
+    pub(crate) lives: Lives,
     /// Workers answer heartbeats: then there is always something to wait for.
     pub(crate) beats: bool,
 }
@@ -119,7 +121,8 @@ impl World {
             serialization: config.serialization,
             violators: BTreeSet::new(),
             told: Told::default(),
-            max_unavailable: config.max_unavailable,
+            max_unavailable: config.lives.max_unavailable,
+            lives: config.lives.clone(),
             beats: false,
             primary: Primary::new(config),
             now: Time::ZERO,

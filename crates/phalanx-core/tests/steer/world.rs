@@ -67,8 +67,8 @@ impl World {
         config.policy = policy;
         config.speaks = Speaks::Nothing;
         config.mechanism = Mechanism::Auto;
-        config.on_hang = OnHang::Report;
-        config.replacing.max_connections = max_connections;
+        config.lives.on_hang = OnHang::Report;
+        config.lives.replacing.max_connections = max_connections;
         let mut world = World {
             primary: Primary::new(config),
             kernel: Kernel::default(),

@@ -64,7 +64,7 @@ impl Program {
         command.new_process_group = true;
         command.die_with_parent = match self.is.orphans {
             Orphans::Exit => Some(Signal::KILL),
-            Orphans::Drain => Signal::from_raw(self.is.stop_signal),
+            Orphans::Drain => Signal::from_raw(self.is.lives.limits.stop_signal),
             Orphans::Serve => None,
         };
         command.open_files = self.is.open_files;

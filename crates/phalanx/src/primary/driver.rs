@@ -20,8 +20,8 @@ use crate::error::{Error, Result};
 use crate::event::{Hub, told};
 use phalanx_core::wire::Payload;
 use phalanx_core::{
-    Action, Event as CoreEvent, Examined, Generation, Hurry, Primary, SendError, Slot, SocketId, State,
-    Status, Time, WorkerId,
+    Action, Event as CoreEvent, Examined, Generation, Hurry, Primary, Ready, SendError, Slot, SocketId,
+    State, Status, Time, WorkerId,
 };
 use phalanx_os::notify::NotifySocket;
 use phalanx_os::{Process, Signal, Touched, conn, listener};
@@ -167,14 +167,7 @@ impl Driver {
     fn new(mut builder: Builder) -> Result<Rc<RefCell<Driver>>> {
         let tell = [&builder.stdout, &builder.stderr].map(crate::Output::tell);
         let program = Rc::new(Program::read(Description::of(&mut builder)?)?);
-        let notify = match builder.config.ready {
-            phalanx_core::Ready::Notify => Some(facts::notify_socket().map_err(|source| Error::System {
-                what: "cannot make a socket for what workers say about their readiness",
-                source,
-            })?),
-            _ => None,
-        };
-        let notify = notify.map(Rc::new);
+        let ready = builder.config.lives.ready.clone();
         let wanted = builder.config.wanted;
         let mut config = builder.config;
         config.seed = u64::from(std::process::id());
@@ -187,7 +180,7 @@ impl Driver {
                 latest: Rc::clone(&program),
                 programs: BTreeMap::from([(Generation(1), program)]),
                 reloads: BTreeMap::new(),
-                notify: notify.clone(),
+                notify: None,
                 oom_kills: phalanx_os::cgroup::oom_kills().unwrap_or(0),
                 children: BTreeMap::new(),
                 doors: BTreeMap::new(),
@@ -212,9 +205,7 @@ impl Driver {
         });
         {
             let mut it = driver.borrow_mut();
-            if let Some(socket) = notify {
-                tokio::task::spawn_local(facts::hear_notices(it.me.clone(), socket));
-            }
+            it.want_notices(&ready)?;
             for listener in builder.listen {
                 it.core.configure_listener(&listener.name, listener.spec, plain).map_err(Error::Config)?;
                 it.drive();
@@ -230,6 +221,19 @@ impl Driver {
             }
         }
         Ok(driver)
+    }
+
+    /// Makes the socket that workers tell their readiness to, if that is how they do it.
+    pub(super) fn want_notices(&mut self, ready: &Ready) -> Result<()> {
+        if *ready == Ready::Notify && self.notify.is_none() {
+            let socket = Rc::new(facts::notify_socket().map_err(|source| Error::System {
+                what: "cannot make a socket for what workers say about their readiness",
+                source,
+            })?);
+            self.notify = Some(Rc::clone(&socket));
+            tokio::task::spawn_local(facts::hear_notices(self.me.clone(), socket));
+        }
+        Ok(())
     }
 
     pub(super) fn now(&self) -> Time {

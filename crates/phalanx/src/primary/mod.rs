@@ -158,8 +158,11 @@ impl Primary {
         self.reloading(None)
     }
 
-    /// The same, with the program, arguments, variables, directory, user and configuration described anew. All
-    /// else stays as it is: listeners, policy, channel, output, and the times and limits of workers' lives.
+    /// The same, with the program, arguments, variables, directory, user and configuration described anew, and so
+    /// how workers come, are replaced and go: what makes them ready, limits, times, signals, what is done about
+    /// hangs. What is not described is as by default. New workers live by that from their start, and everybody once
+    /// the reload is done; if it is given up, all is as before. What else there is stays: listeners, policy, channel,
+    /// output, orphans, and the number of workers.
     pub fn reload_with(&self, described: Builder) -> Reload {
         self.reloading(Some(described))
     }

@@ -4,8 +4,8 @@ use super::inspect::Inspect;
 use crate::builder::{Builder, Output};
 use crate::error::{Error, Result};
 use crate::settings::Orphans;
-use phalanx_core::Speaks;
 use phalanx_core::wire::Serialization;
+use phalanx_core::{Lives, Speaks};
 use phalanx_os::Account;
 use phalanx_os::image::{Identity, Image};
 use std::ffi::{OsStr, OsString};
@@ -37,8 +37,8 @@ pub(super) struct Description {
     /// The limit of open files that we were started with: ours may have been raised since.
     pub(super) open_files: Option<u64>,
     pub(super) orphans: Orphans,
-    /// What ends a worker, and tells an orphan to drain.
-    pub(super) stop_signal: i32,
+    /// How its workers come, are replaced and go.
+    pub(super) lives: Lives,
     pub(super) inspect: Inspect,
 }
 
@@ -66,7 +66,7 @@ impl Description {
             serialization: builder.config.serialization,
             open_files: builder.open_files,
             orphans: builder.orphans,
-            stop_signal: builder.config.limits.stop_signal,
+            lives: builder.config.lives.clone(),
             inspect: builder.inspect.settle(builder.config.speaks, &args),
             args,
         })

@@ -4,6 +4,7 @@ use super::driver::Driver;
 use super::program::{Description, Program};
 use crate::builder::Builder;
 use crate::error::Error;
+use crate::settings::check_lives;
 use phalanx_core::{Aborted, Generation, Refused};
 use std::future::Future;
 use std::pin::Pin;
@@ -93,10 +94,13 @@ impl Driver {
             },
             None => self.latest.is.clone(),
         };
-        // BEFORE anything is touched: a program that is not there replaces nothing.
+        // BEFORE anything is touched: settings that do not go together, or a program that is not there, replace
+        // nothing.
+        check_lives(&description.lives, description.speaks)?;
         let program = Rc::new(Program::read(description)?);
+        self.want_notices(&program.is.lives.ready)?;
         let now = self.now();
-        let generation = self.core.reload(now)?;
+        let generation = self.core.reload(now, program.is.lives.clone())?;
         self.latest = Rc::clone(&program);
         self.programs.insert(generation, program);
         Ok(generation)
