@@ -310,7 +310,11 @@ impl Source<Unwatched> {
 impl Source {
     /// To be called in a runtime, which will watch the socket.
     pub(crate) fn new(opened: Opened) -> io::Result<Self> {
-        Self::with(opened, |socket| watch(socket, Interest::READABLE))
+        let source = Self::with(opened, |socket| watch(socket, Interest::READABLE))?;
+        if let Some(handed) = &source.handed {
+            handed.ticket.runs_here();
+        }
+        Ok(source)
     }
 
     /// The next connection: close-on-exec, non-blocking; for any number of tasks. Pending for ever once draining has
