@@ -109,7 +109,7 @@ pub enum Scenario {
     KilledOneByOne,
     /// `kill -9` of all workers at once.
     KilledAtOnce,
-    /// `phalanx kill`, one slot after the other.
+    /// `phalanx kill`, which lets it drain, one slot after the other.
     KilledByName,
     /// One worker stands still (SIGSTOP), later goes on.
     Hung,
@@ -235,17 +235,19 @@ impl Scenario {
         let none = |what: &str, count: u64| if count == 0 { Ok(()) } else { Err(format!("{count} {what}")) };
         match self {
             // What a killed worker had taken is lost, and nothing else.
-            Self::KilledOneByOne | Self::KilledAtOnce | Self::KilledByName => {
+            Self::KilledOneByOne | Self::KilledAtOnce => {
                 none("hung", ledger.hung)?;
                 none("refused", ledger.refused)
             }
             // uvicorn, when told to stop, closes what it has accepted and not yet read. Nobody can keep it from
             // accepting out of a socket that it shares.
-            Self::Reload if (mechanism, kind) == (Mechanism::Share, Kind::Python) => {
+            Self::Reload | Self::KilledByName if (mechanism, kind) == (Mechanism::Share, Kind::Python) => {
                 none("hung", ledger.hung)?;
                 none("refused", ledger.refused)
             }
-            Self::Hung | Self::CrashLoop | Self::Reload => none("failed", ledger.failed()),
+            Self::KilledByName | Self::Hung | Self::CrashLoop | Self::Reload => {
+                none("failed", ledger.failed())
+            }
             // Who came before the port closed is served; who comes later finds no listener.
             Self::Stopped => none("failed and not refused", ledger.failed() - ledger.refused),
             Self::PrimaryKilled => none("hung", ledger.hung),
