@@ -68,6 +68,7 @@ impl Worker {
 ///
 /// # Errors
 /// None.
+#[must_use = "it says whether this worker can be one"]
 pub fn init() -> Result<(), InitError> {
     Ok(())
 }
@@ -76,6 +77,7 @@ pub fn init() -> Result<(), InitError> {
 ///
 /// # Errors
 /// None.
+#[must_use = "it says whether this is a worker"]
 pub fn worker() -> Result<Option<Worker>, InitError> {
     Ok(None)
 }
