@@ -4,11 +4,13 @@ use phalanx_tests::lab;
 use phalanx_tests::load::Load;
 use phalanx_tests::process::{Phalanx, Process, Signal, free_port, wait_answer, wait_until};
 use serde_json::Value;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
 
 fn phalanx(arguments: &[&str]) -> Output {
     let dir = std::env::temp_dir().join(format!("phalanx-usage-{}", std::process::id()));
-    std::fs::create_dir_all(&dir).expect("a directory");
+    fs::create_dir_all(&dir).expect("a directory");
     Command::new(lab::binary("phalanx"))
         .args(arguments)
         .env("XDG_RUNTIME_DIR", &dir)
@@ -41,6 +43,29 @@ fn mistakes_are_explained() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("an address").to_string();
     assert_refused(&["run", "-l", &address, "--channel", "none", "--", "sleep", "600"], 3, "in use");
+}
+
+#[test]
+fn who_may_not_become_another_is_told_so() {
+    let dir = tempfile::tempdir().expect("a directory");
+    fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).expect("a mode");
+    let program = dir.path().join("phalanx");
+    fs::copy(lab::binary("phalanx"), &program).expect("a copy that everybody may run");
+    let mut command = if rustix::process::geteuid().is_root() {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(&program);
+        if !Command::new("setpriv").arg("--version").output().is_ok_and(|it| it.status.success()) {
+            lab::skip("setpriv is not installed");
+            return;
+        }
+        command
+    } else {
+        Command::new(&program)
+    };
+    let output = command.args(["run", "-u", "root", "--", "true"]).output().expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(4), "{said}");
+    assert!(said.contains("cannot run workers as `root`") && said.contains("CAP_SETUID"), "{said}");
 }
 
 #[test]
@@ -106,7 +131,7 @@ fn socket_io_runs_unmodified_when_sticky() {
 fn variables_come_from_files_and_options() {
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join(".env");
-    std::fs::write(&file, "A=file\nB='from a file' # so\nexport C=3\n").expect("written");
+    fs::write(&file, "A=file\nB='from a file' # so\nexport C=3\n").expect("written");
     let phalanx = Phalanx::run("env-file")
         .workers(1)
         .options(["--env-file".as_ref(), file.as_os_str(), "-e".as_ref(), "A=option".as_ref()])
@@ -180,7 +205,7 @@ fn each_node_worker_has_a_debugger_of_its_own() {
             .workers()
             .iter()
             .map(|worker| {
-                let env = std::fs::read(format!("/proc/{}/environ", worker.pid)).expect("its environment");
+                let env = fs::read(format!("/proc/{}/environ", worker.pid)).expect("its environment");
                 let env = String::from_utf8_lossy(&env).into_owned();
                 let port = env.split('\0').find_map(|it| it.strip_prefix("PHALANX_INSPECT_PORT="));
                 port.expect("a port").parse().expect("a number")

@@ -203,6 +203,19 @@ fn messages_of_a_node_primary_are_answered() {
 }
 
 #[test]
+fn sockets_go_to_and_from_a_node_primary() {
+    for node in lab::NODE_VERSIONS {
+        let Some(mut command) = lab::node_command(node, "handles.js") else { continue };
+        let mut process = Process::start(command.arg(lab::binary("obedient")));
+        for what in ["connection", "listener", "datagrams"] {
+            process.wait_line(&format!("{what} served"));
+        }
+        process.wait_line("exit 0");
+        assert_eq!(process.wait().code(), Some(0), "v{node}");
+    }
+}
+
+#[test]
 fn a_worker_starts_no_cluster() {
     let mut command = Command::new(lab::binary("phalanx"));
     command.args(["run", "-n", "inner", "--", "sleep", "600"]);
