@@ -8,7 +8,7 @@ mod axum;
 
 #[cfg(all(target_os = "linux", not(phalanx_standalone)))]
 mod linux {
-    pub use super::blocking::listen_std;
+    pub use super::listen_std::listen_std;
     pub use super::tcp::{TcpIncoming, TcpListener};
     pub use super::udp::UdpSocket;
     pub use super::unix::{UnixIncoming, UnixListener};
@@ -17,6 +17,8 @@ mod linux {
 pub mod blocking;
 #[cfg(all(target_os = "linux", not(phalanx_standalone)))]
 mod held;
+#[cfg(all(target_os = "linux", not(phalanx_standalone)))]
+mod listen_std;
 #[cfg(all(target_os = "linux", not(phalanx_standalone)))]
 mod source;
 #[cfg(all(target_os = "linux", not(phalanx_standalone)))]

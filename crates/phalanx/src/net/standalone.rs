@@ -249,7 +249,13 @@ mod unix {
     }
 }
 
-pub use blocking::listen_std;
+/// A listening socket of the standard library, blocking, for servers that accept nothing else.
+///
+/// # Errors
+/// As [`std::net::TcpListener::bind`].
+pub fn listen_std(addr: impl std::net::ToSocketAddrs) -> io::Result<std::net::TcpListener> {
+    std::net::TcpListener::bind(addr)
+}
 
 /// For programs without a runtime of their own.
 pub mod blocking {
@@ -337,13 +343,5 @@ pub mod blocking {
                 Ok((stream, peer))
             }))
         }
-    }
-
-    /// A listening socket of the standard library, blocking, for servers that accept nothing else.
-    ///
-    /// # Errors
-    /// As [`std::net::TcpListener::bind`].
-    pub fn listen_std(addr: impl ToSocketAddrs) -> io::Result<std::net::TcpListener> {
-        std::net::TcpListener::bind(addr)
     }
 }
