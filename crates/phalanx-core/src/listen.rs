@@ -449,6 +449,8 @@ pub(crate) fn choose(wanted: Wanted<'_>, spec: &BindSpec) -> Result<Choice, i32>
         (Mechanism::Steer, Some(why))
             if policy == Policy::RoundRobin
                 && matches!(spec, BindSpec::Tcp { .. })
+                // What waits for one that dies can only be handed over, and not to those who hold sockets.
+                && !needs_socket
                 && refused.even.is_none() =>
         {
             let why = format!("{why}; forced, so at random instead of in turn").into();
@@ -503,7 +505,8 @@ mod tests {
         assert_eq!(pick(Auto, sticky, &t, true, &yes), Ok((Steer, sticky, Engine::Exact)));
         assert_eq!(pick(Auto, rr, &t, false, &no), Ok((Handoff, rr, Engine::Exact)));
         assert_eq!(pick(Auto, sticky, &t, true, &no), Ok((Share, Policy::None, Engine::Exact)));
-        assert_eq!(pick(Steer, rr, &t, true, &no), Ok((Steer, rr, Engine::Even)));
+        assert_eq!(pick(Steer, rr, &t, false, &no), Ok((Steer, rr, Engine::Even)));
+        assert_eq!(pick(Steer, rr, &t, true, &no), Ok((Share, Policy::None, Engine::Exact)));
         assert_eq!(pick(Steer, sticky, &t, false, &no), Ok((Handoff, sticky, Engine::Exact)));
         assert_eq!(pick(Auto, Policy::None, &t, false, &yes), Ok((Share, Policy::None, Engine::Exact)));
         assert_eq!(pick(Handoff, sticky, &t, true, &yes), Err(errno::EOPNOTSUPP));
