@@ -147,3 +147,10 @@ fn twenty_reloads_of_a_plain_program_lose_nothing() {
     load.stop().assert_all_served();
     phalanx.finish();
 }
+
+/// Whoever is told that there is a worker may send a signal at once.
+#[test]
+fn a_signal_is_heard_from_the_first_worker_on() {
+    let phalanx = Phalanx::run("early").workers(1).start(["sh", "-c", "kill -TERM $PPID; exec sleep 600"]);
+    phalanx.finish_with(143);
+}

@@ -19,6 +19,7 @@ pub(crate) fn demo(args: args::Demo) -> Result<Code, Failure> {
     let own = std::env::current_exe().map_err(failed)?;
     let door = Door::open(None, "demo")?;
     let _ = phalanx_os::host::become_subreaper();
+    let signals = crate::run::Signals::hear()?;
     let (primary, address) = start(&own, &args)?;
     let name = door.as_ref().map_or("demo".to_owned(), |door| door.name.clone());
     println!("{} workers serve http://{address}/\n", args.workers);
@@ -34,7 +35,7 @@ pub(crate) fn demo(args: args::Demo) -> Result<Code, Failure> {
          \x20 kill -9 PID                    of a worker: it is replaced, nothing is refused\n\
          Ctrl-C stops.\n"
     );
-    crate::run::supervise(&primary, door, &name, std::sync::Arc::new(|| Ok(None)), tell)
+    crate::run::supervise(signals, &primary, door, &name, std::sync::Arc::new(|| Ok(None)), tell)
 }
 
 /// On the port that was asked for, or the next free one.

@@ -12,7 +12,8 @@ use phalanx::{
 };
 use std::io::Write;
 use std::sync::Arc;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 pub(crate) fn run(args: args::Run) -> Result<Code, Failure> {
     crate::log::init();
@@ -67,6 +68,7 @@ pub(crate) fn run(args: args::Run) -> Result<Code, Failure> {
         None => builder,
     };
     let name = door.as_ref().map_or_else(|| target.name.clone(), |door| door.name.clone());
+    let signals = Signals::hear()?;
     let primary = limited(builder).name(&name).start()?;
     if args.user.is_none() && phalanx_os::user::is_root() {
         tracing::warn!("workers run as root: name a user with -u, as www-data or 1000:1000");
@@ -74,7 +76,7 @@ pub(crate) fn run(args: args::Run) -> Result<Code, Failure> {
     tracing::info!(name, workers, policy = %policy, pid = std::process::id(), "started");
     let cluster = name.clone();
     let describe = move || Ok(Some(limited(args.lives.describe(program(&args)?)).name(&cluster)));
-    supervise(&primary, door, &name, Arc::new(describe), tell)
+    supervise(signals, &primary, door, &name, Arc::new(describe), tell)
 }
 
 /// The program, and what it is given: read anew at each reload.
@@ -116,26 +118,49 @@ fn program(args: &args::Run) -> Result<Builder, Failure> {
     Ok(builder)
 }
 
+/// The signals that mean something here.
+pub(crate) struct Signals {
+    runtime: Runtime,
+    term: Signal,
+    int: Signal,
+    quit: Signal,
+    inspect: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    /// From here on none of them ends this process. To be called before there are workers: who sees one may send one.
+    pub(crate) fn hear() -> Result<Self, Failure> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| Failure::new(Code::Failed, format!("cannot start a runtime: {error}")))?;
+        let inside = runtime.enter();
+        let hear = |kind| {
+            signal(kind).map_err(|error| Failure::new(Code::Failed, format!("cannot hear signals: {error}")))
+        };
+        let term = hear(SignalKind::terminate())?;
+        let int = hear(SignalKind::interrupt())?;
+        let quit = hear(SignalKind::quit())?;
+        let inspect = hear(SignalKind::user_defined1())?;
+        let hangup = hear(SignalKind::hangup())?;
+        drop(inside);
+        Ok(Self { runtime, term, int, quit, inspect, hangup })
+    }
+}
+
 /// Waits for signals and for the end, with the control plane beside.
 pub(crate) fn supervise(
+    signals: Signals,
     primary: &Primary,
     door: Option<Door>,
     name: &str,
     describe: Describe,
     mut hear: impl FnMut(&Primary, &Event),
 ) -> Result<Code, Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::new(Code::Failed, format!("cannot start a runtime: {error}")))?;
-    let system = |error: std::io::Error| Failure::new(Code::Failed, format!("cannot hear signals: {error}"));
+    let Signals { runtime, mut term, mut int, mut quit, mut inspect, mut hangup } = signals;
     runtime.block_on(async {
         let mut events = primary.events();
-        let mut term = signal(SignalKind::terminate()).map_err(system)?;
-        let mut int = signal(SignalKind::interrupt()).map_err(system)?;
-        let mut quit = signal(SignalKind::quit()).map_err(system)?;
-        let mut inspect = signal(SignalKind::user_defined1()).map_err(system)?;
-        let mut hangup = signal(SignalKind::hangup()).map_err(system)?;
         let journal = Arc::new(Journal::default());
         let ends = Arc::new(Ends::default());
         let served = Served {

@@ -4,7 +4,6 @@ use crate::background::block_on;
 use crate::builder::Builder;
 use crate::error::{Error, Result};
 use crate::event::Event;
-use crate::primary::Primary;
 use crate::worker::Worker;
 use phalanx_core::{Hurry, Slot, Speaks, WorkerId};
 use serde::{Deserialize, Serialize};
@@ -74,8 +73,7 @@ impl Builder {
             }
             return serve(&worker, service);
         }
-        let primary = self.of_this_program()?.inherit_listen_fds().start()?;
-        supervise(&primary)
+        supervise(self.of_this_program()?.inherit_listen_fds())
     }
 
     fn of_this_program(mut self) -> Result<Builder> {
@@ -150,12 +148,17 @@ where
     served.map_err(Error::Service)
 }
 
-/// Waits for the end, and hears signals meanwhile.
-fn supervise(primary: &Primary) -> Result<()> {
-    let deaf = |source| Error::System { what: "cannot hear signals", source };
-    runtime()?.block_on(async {
-        let mut terminate = signal(SignalKind::terminate()).map_err(deaf)?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(deaf)?;
+/// Starts it and waits for the end, and hears signals meanwhile.
+fn supervise(builder: Builder) -> Result<()> {
+    let runtime = runtime()?;
+    let hear = |kind| {
+        let _inside = runtime.enter();
+        signal(kind).map_err(|source| Error::System { what: "cannot hear signals", source })
+    };
+    // Before there are workers: who sees one may send a signal.
+    let (mut terminate, mut interrupt) = (hear(SignalKind::terminate())?, hear(SignalKind::interrupt())?);
+    let primary = builder.start()?;
+    runtime.block_on(async {
         let mut events = primary.events();
         let mut hurries = [Hurry::Graceful, Hurry::Terminate].into_iter();
         let mut outcome = Outcome::default();
