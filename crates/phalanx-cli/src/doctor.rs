@@ -175,8 +175,8 @@ impl Report {
         text.push_str(match self.steering {
             "exact" => "\nThe kernel can give each TCP connection to the worker that it is for.\n",
             _ => {
-                "\nThe kernel cannot give each connection to the worker that it is for; at random it can \
-                  (--mechanism steer).\n"
+                "\nThe kernel cannot give each connection to the worker that it is for; at random it can, \
+                  for programs with a channel (--mechanism steer).\n"
             }
         });
         text
