@@ -186,3 +186,21 @@ fn a_reload_changes_how_workers_live_or_nothing() {
     primary.stop(Hurry::Graceful).wait();
     assert_eq!(next_exit(&mut events), USR2);
 }
+
+/// Asked at the moment of its end, a cluster answers, or says that it has ended.
+#[test]
+fn who_asks_a_cluster_that_ends_is_answered() {
+    for _ in 0..500 {
+        let primary = Cluster::builder().exec("true").start().expect("start");
+        let asking: Vec<_> = (0..3)
+            .map(|_| {
+                let primary = primary.clone();
+                std::thread::spawn(move || while primary.status().is_ok() {})
+            })
+            .collect();
+        primary.stop(phalanx::Hurry::Kill).wait();
+        for thread in asking {
+            thread.join().expect("an answer");
+        }
+    }
+}

@@ -148,6 +148,11 @@ pub(crate) fn start(builder: Builder) -> Result<Handle> {
                         }
                     }
                 }
+                // Who asks at this very moment must hear that it is over. Merely dropped, the inbox forgets a command
+                // whose sender has been counted but has not put it in yet; whoever waits for its answer has a sender
+                // too, and so it would stay there for ever.
+                inbox.close();
+                while inbox.recv().await.is_some() {}
             });
         })
         .map_err(|source| Error::System { what: "cannot start the cluster's thread", source })?;
