@@ -198,7 +198,7 @@ fn who_asks_a_cluster_that_ends_is_answered() {
                 std::thread::spawn(move || while primary.status().is_ok() {})
             })
             .collect();
-        primary.stop(phalanx::Hurry::Kill).wait();
+        primary.stop(Hurry::Kill).wait();
         for thread in asking {
             thread.join().expect("an answer");
         }
