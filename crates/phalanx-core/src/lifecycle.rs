@@ -100,7 +100,8 @@ pub(crate) const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
 /// A worker whose channel closed unexpectedly has this long to end by itself (CHILD-02: it should at once).
 const GRACE: Duration = Duration::from_secs(1);
-/// From the moment when a program without a channel gets nothing new to its signal.
+/// From the moment when a worker gets nothing new to the order to leave, for those that close what they have accepted and
+/// not read when it comes.
 const YIELD: Duration = Duration::from_millis(50);
 
 impl Default for Limits {
@@ -179,7 +180,7 @@ enum Stage {
     Idle,
     /// It must say `online`.
     Start,
-    /// A program without a channel must have read what it accepted last; then it gets its signal.
+    /// It must have read what it accepted last; then it is told to leave.
     Yield,
     /// It must have drained.
     Drain,
@@ -258,6 +259,12 @@ impl Life {
     /// Whether it has said `online`.
     pub(crate) fn spoke(&self) -> bool {
         self.spoke
+    }
+
+    /// Whether it closes what it has accepted and not read when it is told to leave: servers without a channel do, and
+    /// Node's since v26. Whoever only disconnects a Node worker says so at once, as Node does.
+    fn reads_first(&self, then: Option<i32>) -> bool {
+        !self.has_channel() || (self.speaks == Speaks::Node && then.is_some())
     }
 
     /// Whether it can be told anything.
@@ -339,17 +346,14 @@ impl Life {
             (Starting | Online | Listening, Input::Leave { then }) => {
                 self.exited_after_disconnect = Some(true);
                 effects.push(Effect::LeaveListeners);
+                effects.push(Effect::Announce(Announce::Draining));
                 self.state = Draining;
-                if self.has_channel() {
-                    effects.push(Effect::AskToLeave);
-                    effects.push(Effect::Announce(Announce::Draining));
-                    self.drain(then)
-                } else {
-                    // It cannot be told: the signal is the order to drain. Not yet: servers close what they have
-                    // accepted and not read when it comes. Nothing new is given to it from here on.
-                    effects.push(Effect::Announce(Announce::Draining));
+                if self.reads_first(then) {
                     self.then = then.or(self.then);
                     self.deadline(Stage::Yield)
+                } else {
+                    effects.push(Effect::AskToLeave);
+                    self.drain(then)
                 }
             }
             // Leaving already: a kill on top of a disconnect adds the signal and its deadline.
@@ -478,7 +482,11 @@ impl Life {
                 self.deadline(Stage::Idle)
             }
             Stage::Yield => {
-                effects.push(Effect::Signal(self.then.unwrap_or(self.limits.stop_signal)));
+                effects.push(match self.has_channel() {
+                    true => Effect::AskToLeave,
+                    // It cannot be told: the signal is the order to drain.
+                    false => Effect::Signal(self.then.unwrap_or(self.limits.stop_signal)),
+                });
                 self.deadline(Stage::Drain)
             }
             Stage::Drain if self.has_channel() => {

@@ -60,6 +60,12 @@ fn a_kill_asks_first_then_signals_then_kills() {
     drive(&mut life, vec![Input::Online]);
     let mut effects = Vec::new();
     let deadline = life.on(Input::Leave { then: Some(15) }, &mut effects);
+    assert_eq!(deadline, Some(Some(YIELD)));
+    assert!(effects.contains(&Effect::LeaveListeners));
+    assert!(!effects.contains(&Effect::AskToLeave), "what it accepted last is still to be read: {effects:?}");
+    effects.clear();
+    let deadline = life.on(Input::Timeout, &mut effects);
+    assert_eq!(effects, [Effect::AskToLeave]);
     assert_eq!(deadline, Some(Some(Limits::default().drain_timeout)));
     effects.clear();
     let deadline = life.on(Input::Timeout, &mut effects);
