@@ -30,6 +30,12 @@ struct Args {
     verbose: bool,
 }
 
+/// All files below a directory.
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+}
+
 /// A copy of the sources, with a target directory of its own.
 struct Tree {
     dir: PathBuf,
@@ -47,9 +53,16 @@ impl Tree {
             .current_dir(&root)
             .output()?;
         let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
-        for name in listed.split('\0').filter(|name| !name.is_empty()) {
+        let names: BTreeSet<&Path> =
+            listed.split('\0').map(Path::new).filter(|it| root.join(it).is_file()).collect();
+        for left in files(&tree.dir) {
+            if left.strip_prefix(&tree.dir).is_ok_and(|name| !names.contains(name)) {
+                fs::remove_file(left)?;
+            }
+        }
+        for name in names {
             let (from, to) = (root.join(name), tree.dir.join(name));
-            let Ok(content) = fs::read(&from) else { continue };
+            let content = fs::read(&from)?;
             if fs::read(&to).ok().as_ref() != Some(&content) {
                 fs::create_dir_all(to.parent().unwrap_or(&tree.dir))?;
                 fs::write(&to, content)?;
