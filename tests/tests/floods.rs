@@ -47,39 +47,53 @@ fn served_evenly(mechanism: Mechanism, port: u16) {
     }
 }
 
-/// The same among strangers. The kernel chooses when a connection begins, so those that never finish take
-/// their turns too: where the turn stands for one of ours is chance, and so the shares are those of fair dice.
-fn served_evenly_among_strangers(mechanism: Mechanism, port: u16) {
+/// All served among strangers. The kernel chooses when a connection begins, so those that never finish take their
+/// turns too: which turns are left for ours is up to the strangers, but nobody is passed over, and the turns of
+/// all together are equal.
+fn served_among_strangers(mechanism: Mechanism, port: u16) {
     if mechanism != Mechanism::Steer {
         return served_evenly(mechanism, port);
     }
     let ledger = Load::port(port).connections(COUNT).run();
     ledger.assert_all_served();
-    // Five times what chance deviates by: once in a million runs.
-    let deviation = 5 * (COUNT * 3 / 16).isqrt();
-    for (worker, count) in &ledger.workers {
-        assert!(count.abs_diff(COUNT / 4) <= deviation, "{worker} has {count}\n{ledger}");
-    }
+    assert!(ledger.workers.len() == 4, "{ledger}");
+}
+
+/// How often the kernel has chosen each worker for a packet that begins a connection.
+fn chosen(phalanx: &Phalanx) -> Vec<u64> {
+    let status = phalanx.status();
+    let slots = status["listeners"][0]["slots"].as_array().expect("slots");
+    slots.iter().map(|slot| slot["assigned"].as_u64().expect("a number")).collect()
 }
 
 #[test]
 fn forced_syn_cookies_change_nothing() {
     each(&[("ipv4/tcp_syncookies", "2")], |mechanism, port, _| {
         served_evenly(mechanism, port);
-        assert!(counter("SyncookiesRecv") >= COUNT);
+        // A client that comes again from a port that is remembered (TIME-WAIT) needs no cookie.
+        let received = counter("SyncookiesRecv");
+        assert!(received > COUNT / 2, "{received} of {COUNT} connections by cookie");
     });
 }
 
 #[test]
 fn half_open_floods_change_nothing() {
     for cookies in ["1", "2"] {
-        each(&[("ipv4/tcp_syncookies", cookies)], |mechanism, port, _| {
+        each(&[("ipv4/tcp_syncookies", cookies)], |mechanism, port, phalanx| {
             let flood = Flood::start(port);
             wait_until("a flood", || flood.sent() > 5000);
-            served_evenly_among_strangers(mechanism, port);
+            served_among_strangers(mechanism, port);
             match cookies {
                 "1" => assert!(half_open() > 100),
                 _ => assert!(counter("SyncookiesSent") > 5000),
+            }
+            drop(flood);
+            if mechanism == Mechanism::Steer {
+                // Packets that were sent last may still be under way.
+                wait_until("equal turns", || {
+                    let chosen = chosen(phalanx);
+                    chosen.iter().max() <= chosen.iter().min().map(|least| least + 1).as_ref()
+                });
             }
         });
     }
