@@ -36,6 +36,7 @@ fn mistakes_are_explained() {
     assert_refused(&["run", "-l", "nonsense", "--", "true"], 2, "no address");
     assert_refused(&["run", "--mechanism", "handoff", "--channel", "none", "--", "true"], 2, "channel");
     assert_refused(&["run", "-e", "novalue", "--", "true"], 2, "NAME=VALUE");
+    assert_refused(&["run", "--log", "phalanx=loud", "--", "true"], 2, "--log");
     assert_refused(&["run", "-u", "no-such-user", "--", "true"], 2, "no user");
     assert_refused(&["run", "--env-file", "/nowhere", "--", "true"], 2, "cannot be read");
     assert_refused(&["run", "--env-file", "/etc/passwd", "--", "true"], 2, "line 1");

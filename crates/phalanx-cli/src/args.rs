@@ -4,6 +4,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
+use tracing_subscriber::filter::Targets;
 
 /// Run a network service as several processes behind the same listening sockets.
 #[derive(Debug, Parser)]
@@ -86,6 +87,9 @@ pub(crate) struct Run {
     /// Listen here, always: a port, HOST:PORT, [IPv6]:PORT or the path of a Unix socket. May be repeated
     #[arg(short, long, value_name = "[NAME=]ADDR")]
     pub(crate) listen: Vec<String>,
+    /// What phalanx itself logs: off, error, warn, info, debug or trace, also for a part: `warn,phalanx::run=debug`
+    #[arg(long, value_name = "LEVEL", env = "PHALANX_LOG", default_value = "info", hide_env_values = true)]
+    pub(crate) log: Targets,
     /// Name of this instance [default: the program's name]
     #[arg(short, long)]
     pub(crate) name: Option<String>,

@@ -6,7 +6,9 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::time::Duration;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Lines that may wait.
 const ROOM: usize = 1024;
@@ -22,19 +24,18 @@ enum Item {
 static QUEUE: OnceLock<SyncSender<Item>> = OnceLock::new();
 static DROPPED: AtomicU64 = AtomicU64::new(0);
 
-/// Sends the program's own log to stderr.
-pub(crate) fn init() {
+/// Sends what these levels let through of the program's own log to stderr.
+pub(crate) fn init(levels: Targets) {
     let (queue, lines) = sync_channel(ROOM);
     let started = std::thread::Builder::new().name("phalanx-log".to_owned()).spawn(move || write(&lines));
     if started.is_ok() {
         let _ = QUEUE.set(queue);
     }
-    let filter = EnvFilter::try_from_env("PHALANX_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Queued);
+    let builder = tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(|| Queued);
     if io::stderr().is_terminal() {
-        builder.with_target(false).compact().init();
+        builder.with_target(false).compact().finish().with(levels).init();
     } else {
-        builder.json().flatten_event(true).with_current_span(false).init();
+        builder.json().flatten_event(true).with_current_span(false).finish().with(levels).init();
     }
 }
 

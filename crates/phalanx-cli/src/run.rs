@@ -16,7 +16,7 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 pub(crate) fn run(args: args::Run) -> Result<Code, Failure> {
-    crate::log::init();
+    crate::log::init(args.log.clone());
     let target = target(&args.command, args.channel)?;
     let workers = match args.workers.as_str() {
         "auto" => u32::try_from(phalanx_os::host::parallelism()).unwrap_or(1),
