@@ -34,8 +34,12 @@ fn ask_on(socket: &UdpSocket, port: u16, what: &str) -> String {
 }
 
 /// Workers answer while one is stopped and one dies; the datagrams of all wait in one socket.
-fn datagrams(name: &str, port: u16, command: Vec<OsString>) {
-    let mut phalanx = Phalanx::run(name).workers(2).env("PORT", port.to_string()).start(command);
+fn datagrams(name: &str, port: u16, options: &[&str], command: Vec<OsString>) {
+    let mut phalanx = Phalanx::run(name)
+        .workers(2)
+        .env("PORT", port.to_string())
+        .options(options.iter().copied())
+        .start(command);
     let status = phalanx.wait_listening(2);
     assert_eq!(status["listeners"][0]["mechanism"], "share", "{status}");
     for n in 0..100 {
@@ -65,14 +69,27 @@ fn datagrams(name: &str, port: u16, command: Vec<OsString>) {
 fn node_workers_share_a_udp_socket() {
     for version in lab::NODE_VERSIONS {
         let Some(node) = lab::node(version) else { continue };
-        datagrams("udp-node", free_port(), vec![node.into(), lab::fixture("udp.js").into()]);
+        datagrams("udp-node", free_port(), &[], vec![node.into(), lab::fixture("udp.js").into()]);
     }
 }
 
 #[test]
 fn rust_workers_share_a_udp_socket() {
     let port = free_port();
-    datagrams("udp-rust", port, vec![lab::binary("service").into(), "udp".into(), port.to_string().into()]);
+    let command = vec![lab::binary("service").into(), "udp".into(), port.to_string().into()];
+    datagrams("udp-rust", port, &[], command);
+}
+
+/// A program that knows nothing but `LISTEN_FDS`.
+fn plain() -> Option<Vec<OsString>> {
+    Some(vec![lab::uvicorn()?.with_file_name("python").into(), lab::python().join("udp.py").into()])
+}
+
+#[test]
+fn plain_programs_share_a_udp_socket() {
+    let Some(command) = plain() else { return };
+    let port = free_port();
+    datagrams("udp-plain", port, &["--channel", "none", "-l", &format!("udp:{port}")], command);
 }
 
 /// Where it is asked for, the kernel keeps each flow with one worker, and those of a worker that leaves move.
@@ -120,6 +137,13 @@ fn flows_stay_with_rust_workers() {
     let port = free_port();
     let command = vec![lab::binary("service").into(), "udp".into(), port.to_string().into()];
     flows("flows-rust", port, &["--channel", "phalanx"], command);
+}
+
+#[test]
+fn flows_stay_with_plain_programs() {
+    let Some(command) = plain() else { return };
+    let port = free_port();
+    flows("flows-plain", port, &["--channel", "none", "-l", &format!("dns=udp:127.0.0.1:{port}")], command);
 }
 
 /// Served by all, whoever dies; the file is there while the cluster is, and not after.

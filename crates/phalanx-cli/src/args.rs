@@ -84,7 +84,8 @@ pub(crate) struct Run {
     /// Workers: a number, or `auto` for one a processor (cgroup limits and affinity respected)
     #[arg(short, long, default_value = "auto", value_name = "N|auto")]
     pub(crate) workers: String,
-    /// Listen here, always: a port, HOST:PORT, [IPv6]:PORT or the path of a Unix socket. May be repeated
+    /// Listen here, always: a port, HOST:PORT or [IPv6]:PORT, with `udp:` before it for UDP, or the path of a Unix
+    /// socket. May be repeated
     #[arg(short, long, value_name = "[NAME=]ADDR")]
     pub(crate) listen: Vec<String>,
     /// What phalanx itself logs: off, error, warn, info, debug or trace, also for a part: `warn,phalanx::run=debug`

@@ -11,7 +11,7 @@ use serde::Serialize;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -447,7 +447,8 @@ impl Builder {
     }
 
     /// A listener that stays, whoever comes or goes: a port, an address with a port, or the path of a Unix
-    /// socket. When any is configured, workers may listen on nothing else (and on port 0).
+    /// socket; `udp:` with a port or an address with a port is a UDP socket. When any is configured, workers may
+    /// listen on nothing else (and on port 0).
     #[must_use]
     pub fn listen(mut self, name: &str, address: &str) -> Builder {
         match check_name(name).and_then(|()| parse_address(address)) {
@@ -587,9 +588,20 @@ fn check_name(name: &str) -> Result<()> {
 }
 
 fn parse_address(text: &str) -> Result<BindSpec> {
-    let tcp = |address: Option<IpAddr>, port| BindSpec::Tcp { address, port, v6only: false };
-    if let Ok(port) = text.parse::<u16>() {
-        return Ok(tcp(None, port));
+    let (udp, endpoint) = match text.strip_prefix("udp:") {
+        Some(endpoint) => (true, endpoint),
+        None => (false, text),
+    };
+    let spec = |address: Option<IpAddr>, port| {
+        if udp {
+            let address = address.unwrap_or(Ipv6Addr::UNSPECIFIED.into());
+            BindSpec::Udp { address, port, v6only: false, reuse_addr: false }
+        } else {
+            BindSpec::Tcp { address, port, v6only: false }
+        }
+    };
+    if let Ok(port) = endpoint.parse::<u16>() {
+        return Ok(spec(None, port));
     }
     if text.starts_with('/') || text.starts_with("./") || text.starts_with("unix:") {
         let path = text.strip_prefix("unix:").unwrap_or(text);
@@ -602,13 +614,14 @@ fn parse_address(text: &str) -> Result<BindSpec> {
             writable_all: false,
         });
     }
-    let text_with_host = text.strip_prefix(':').map(|port| format!("0.0.0.0:{port}"));
+    let with_host = endpoint.strip_prefix(':').map(|port| format!("0.0.0.0:{port}"));
     let resolved: Option<SocketAddr> =
-        text_with_host.as_deref().unwrap_or(text).to_socket_addrs().ok().and_then(|mut all| all.next());
+        with_host.as_deref().unwrap_or(endpoint).to_socket_addrs().ok().and_then(|mut all| all.next());
     match resolved {
-        Some(addr) => Ok(tcp(Some(addr.ip()), addr.port())),
+        Some(addr) => Ok(spec(Some(addr.ip()), addr.port())),
         None => Err(Error::Config(format!(
-            "`{text}` is no address to listen on: give a port, HOST:PORT, [IPv6]:PORT or the path of a socket"
+            "`{text}` is no address to listen on: give a port, HOST:PORT or [IPv6]:PORT, with udp: before it for \
+             UDP, or the path of a socket"
         ))),
     }
 }
@@ -623,6 +636,9 @@ mod tests {
         assert!(matches!(parse_address("127.0.0.1:0"), Ok(BindSpec::Tcp { address: Some(_), port: 0, .. })));
         assert!(matches!(parse_address("[::1]:80"), Ok(BindSpec::Tcp { .. })));
         assert!(matches!(parse_address("/run/x.sock"), Ok(BindSpec::Unix { .. })));
+        assert!(matches!(parse_address("udp:53"), Ok(BindSpec::Udp { port: 53, .. })));
+        assert!(matches!(parse_address("udp:[::1]:53"), Ok(BindSpec::Udp { port: 53, .. })));
+        assert!(parse_address("udp:/run/x.sock").is_err());
         assert!(parse_address("nonsense").unwrap_err().to_string().contains("no address"));
         assert!(parse_address("127.0.0.1:70000").is_err());
     }

@@ -1,4 +1,4 @@
-//! Does a program wait for connections on a socket? A fact for programs that have no way to say that they are
+//! Does a program wait for connections, or datagrams, on a socket? A fact for programs that have no way to say that they are
 //! ready.
 
 use std::fs::{self, File};
@@ -10,7 +10,15 @@ use std::path::{Path, PathBuf};
 use rustix::fs::fstat;
 
 /// The system calls that wait for one fd, or for some. Not every architecture has the older ones.
-const ACCEPT: [libc::c_long; 2] = [libc::SYS_accept, libc::SYS_accept4];
+const TAKE: &[libc::c_long] = &[
+    libc::SYS_accept,
+    libc::SYS_accept4,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_recvmmsg,
+    libc::SYS_read,
+    libc::SYS_readv,
+];
 #[cfg(target_arch = "x86_64")]
 const POLL: &[libc::c_long] = &[libc::SYS_poll, libc::SYS_ppoll];
 #[cfg(not(target_arch = "x86_64"))]
@@ -23,9 +31,9 @@ const SELECT: &[libc::c_long] = &[libc::SYS_pselect6];
 /// The most fds of a `poll` or `select` that are looked at.
 const MOST: usize = 65_536;
 
-/// Whether the process, or one of its descendants, waits for connections on this listening socket, which it
-/// shares with us: the socket is in one of its epoll sets, or one of its threads is asleep in `accept`, `poll`
-/// or `select` with it.
+/// Whether the process, or one of its descendants, waits for connections on this listening socket, or for
+/// datagrams on this UDP socket, which it shares with us: the socket is in one of its epoll sets, or one of its
+/// threads is asleep with it in `accept`, `poll`, `select` or a call that receives.
 ///
 /// `true` is a fact. `false` may only mean that it waits in another way (`io_uring`), is busy with a connection,
 /// or has not come so far.
@@ -123,7 +131,7 @@ fn asleep_with(task: &Path, process: &Path, numbers: &[u64]) -> bool {
             .ok()
             .map(|()| memory)
     };
-    if ACCEPT.contains(&call) {
+    if TAKE.contains(&call) {
         return numbers.contains(&(first & u64::from(u32::MAX)));
     }
     if POLL.contains(&call) {

@@ -150,5 +150,13 @@ fn a_program_that_waits_for_connections_is_recognised() {
             libc::select(number + 1, &raw mut set, null, null, null.cast());
         }
     });
+    // Asleep in a call that receives datagrams.
+    let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| udp.recv(&mut [0]).unwrap());
+        until(|| steer::waits_for(pid, &udp).unwrap());
+        udp.send_to(b"x", udp.local_addr().unwrap()).unwrap();
+    });
+    assert!(!steer::waits_for(pid, &udp).unwrap());
     assert_eq!(steer::waits_for(1 << 30, &socket).unwrap_err().kind(), ErrorKind::NotFound);
 }
