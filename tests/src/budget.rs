@@ -82,7 +82,7 @@ fn understands(arguments: &[&str]) -> bool {
     output.is_ok_and(|it| it.status.success())
 }
 
-/// How much of it.
+/// How much of it, and with which Node.
 #[derive(Clone, Copy, Debug)]
 pub struct Size {
     /// Workers.
@@ -93,13 +93,15 @@ pub struct Size {
     pub times: u64,
     /// Connections to serve between.
     pub between: u64,
+    /// One of [`lab::NODE_VERSIONS`], for Node workers.
+    pub node: &'static str,
 }
 
 impl Size {
     /// As in the table.
-    pub const FULL: Self = Self { workers: 4, clients: 32, times: 10, between: 1000 };
+    pub const FULL: Self = Self { workers: 4, clients: 32, times: 10, between: 1000, node: lab::NODE };
     /// For a test.
-    pub const SMALL: Self = Self { workers: 2, clients: 24, times: 2, between: 150 };
+    pub const SMALL: Self = Self { workers: 2, clients: 24, times: 2, between: 150, node: lab::NODE };
 }
 
 /// What goes wrong.
@@ -201,19 +203,19 @@ impl Scenario {
                 it.phalanx.signal(Signal::TERM);
                 it.phalanx.wait();
                 it.phalanx.finish_with(143);
-                return self.row(mechanism, kind, &load.stop());
+                return self.row(mechanism, kind, size, &load.stop());
             }
             Self::PrimaryKilled => {
                 drop(it.phalanx.kill_primary());
-                return self.row(mechanism, kind, &load.stop());
+                return self.row(mechanism, kind, size, &load.stop());
             }
         }
         it.settle(load)
     }
 
-    fn row(self, mechanism: Mechanism, kind: Kind, ledger: &Ledger) -> Row {
+    fn row(self, mechanism: Mechanism, kind: Kind, size: Size, ledger: &Ledger) -> Row {
         let mut broken = ledger.imbalances();
-        if let Err(what) = self.promise(mechanism, kind, ledger) {
+        if let Err(what) = self.promise(mechanism, kind, size, ledger) {
             let first = ledger.failures.first().map(|it| format!(" ({it:?})"));
             broken.push(what + &first.unwrap_or_default());
         }
@@ -231,7 +233,7 @@ impl Scenario {
     }
 
     /// What must hold of the account.
-    fn promise(self, mechanism: Mechanism, kind: Kind, ledger: &Ledger) -> Result<(), String> {
+    fn promise(self, mechanism: Mechanism, kind: Kind, size: Size, ledger: &Ledger) -> Result<(), String> {
         let none = |what: &str, count: u64| if count == 0 { Ok(()) } else { Err(format!("{count} {what}")) };
         match self {
             // What a killed worker had taken is lost, and nothing else.
@@ -239,9 +241,12 @@ impl Scenario {
                 none("hung", ledger.hung)?;
                 none("refused", ledger.refused)
             }
-            // uvicorn, when told to stop, closes what it has accepted and not yet read. Nobody can keep it from
-            // accepting out of a socket that it shares.
-            Self::Reload | Self::KilledByName if (mechanism, kind) == (Mechanism::Share, Kind::Python) => {
+            // uvicorn and Node's newest, when told to stop, close what they have accepted and not yet read. Nobody
+            // can keep them from accepting out of a socket that they share.
+            Self::Reload | Self::KilledByName
+                if mechanism == Mechanism::Share
+                    && (kind == Kind::Python || (kind, size.node) == (Kind::Node, "26")) =>
+            {
                 none("hung", ledger.hung)?;
                 none("refused", ledger.refused)
             }
@@ -345,7 +350,7 @@ impl Stage {
         let mut options = vec!["--mechanism", mechanism.name()];
         let command: Vec<OsString> = match kind {
             Kind::Node => {
-                vec![lab::node(lab::NODE).expect("node").into(), lab::fixture("http.js").into()]
+                vec![lab::node(size.node).expect("node").into(), lab::fixture("http.js").into()]
             }
             Kind::Rust => {
                 options.extend(["--channel", "phalanx"]);
@@ -428,7 +433,7 @@ impl Stage {
         let status = self.phalanx.wait_status("nothing is under way", |status| {
             number(&status["ledger"]["pending"]) + number(&status["ledger"]["in_flight"]) == 0
         });
-        let mut row = self.scenario.row(self.mechanism, self.kind, &ledger);
+        let mut row = self.scenario.row(self.mechanism, self.kind, self.size, &ledger);
         if self.mechanism == Mechanism::Handoff {
             let counted = accounted(&status) - self.apart;
             if counted != ledger.served + ledger.failed() - ledger.refused {

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use phalanx_tests::budget::{HEAD, Scenario, Size, cells};
+use phalanx_tests::lab;
 
 /// Makes all kinds of things go wrong under load, for each mechanism and kind of worker, and prints what was
 /// lost. Exit status 1 if a promise was broken.
@@ -19,14 +20,18 @@ struct Args {
     /// As small as in the tests.
     #[arg(long)]
     small: bool,
+    /// Which Node.
+    #[arg(long, value_name = "VERSION", default_value = lab::NODE, value_parser = lab::NODE_VERSIONS)]
+    node: String,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let size = if args.small { Size::SMALL } else { Size::FULL };
-    let Size { workers, clients, times, between } = size;
+    let node = lab::NODE_VERSIONS.into_iter().find(|it| *it == args.node).unwrap_or(lab::NODE);
+    let size = Size { node, ..if args.small { Size::SMALL } else { Size::FULL } };
+    let Size { workers, clients, times, between, .. } = size;
     println!(
-        "{workers} workers, {clients} clients, {times} times with {between} connections between\n{HEAD}"
+        "{workers} workers, {clients} clients, {times} times with {between} connections between; Node v{node}\n{HEAD}"
     );
     let mut rows = Vec::new();
     for scenario in Scenario::ALL.into_iter().filter(|it| it.possible()) {
