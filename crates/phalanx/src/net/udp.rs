@@ -12,6 +12,25 @@ use super::source::{Opened, Wanted, open, open_first};
 use crate::worker::driver::Ticket;
 
 /// A [`tokio::net::UdpSocket`]; in a worker, one that all workers share. Dropping it gives it up.
+///
+/// Where the kernel keeps each flow with a worker (steering), one that drains gets nothing more. Out of one shared
+/// socket it goes on to receive, so it should end with [`draining`](crate::draining):
+///
+/// ```no_run
+/// # async fn serve() -> std::io::Result<()> {
+/// let socket = phalanx::net::UdpSocket::bind("0.0.0.0:5353").await?;
+/// let mut bytes = [0; 2048];
+/// loop {
+///     tokio::select! {
+///         received = socket.recv_from(&mut bytes) => {
+///             let (count, from) = received?;
+///             socket.send_to(&bytes[..count], from).await?;
+///         }
+///         () = phalanx::draining() => return Ok(()),
+///     }
+/// }
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct UdpSocket {
     socket: tokio::net::UdpSocket,
