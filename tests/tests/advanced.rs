@@ -14,16 +14,6 @@ const NODE_VERSIONS: &[&str] = &["18", "20", "22", "26"];
 /// What Node sends and JSON has no form for.
 const FOREIGN: [&str; 4] = ["new Map([[1, 2]])", "{ a: [new Date(0)] }", "Buffer.from('bytes')", "[10n]"];
 
-/// Lines of the primary's that tell of such an event.
-fn wait_event(process: &Process, name: &str, count: usize) -> Vec<Value> {
-    let wanted = format!("{{\"event\":\"{name}\"");
-    process.wait_lines(&format!("{count} × {name}"), |lines| {
-        let told = lines.iter().filter(|it| it.text.starts_with(&wanted));
-        let told: Vec<Value> = told.filter_map(|it| serde_json::from_str(&it.text).ok()).collect();
-        (told.len() >= count).then_some(told)
-    })
-}
-
 fn bytes_of(hex: &str) -> Vec<u8> {
     let digits: Vec<u8> = hex.chars().map(|digit| digit.to_digit(16).expect("hexadecimal") as u8).collect();
     digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect()
@@ -98,39 +88,17 @@ fn every_node_and_we_mean_the_same_by_the_same_bytes() {
 }
 
 #[test]
-fn a_rust_service_is_a_worker_of_every_node() {
-    for version in NODE_VERSIONS {
-        for policy in ["rr", "none"] {
-            let port = free_port();
-            let Some(mut command) = lab::node_command(version, "primary.js") else { continue };
-            command.args(["--serialization", "advanced", "--policy", policy, "--workers", "2", "--"]);
-            let mut process =
-                Process::start(command.arg(lab::binary("examples/axum")).env("PORT", port.to_string()));
-            wait_event(&process, "listening", 2);
-            Load::port(port).clients(4).connections(200).run().assert_all_served();
-            process.say("disconnect");
-            assert_eq!(process.wait().code(), Some(0), "v{version} {policy}");
-            let exits = wait_event(&process, "exit", 2);
-            assert!(
-                exits.iter().all(|it| it["code"] == 0 && it["exitedAfterDisconnect"] == true),
-                "v{version} {policy}: {exits:?}"
-            );
-        }
-    }
-}
-
-#[test]
 fn a_rust_worker_and_every_node_tell_each_other_all_there_is() {
     for version in NODE_VERSIONS {
         let Some(mut command) = lab::node_command(version, "primary.js") else { continue };
         command.args(["--serialization", "advanced", "--workers", "1", "--"]);
         let mut process = Process::start(command.arg(lab::binary("obedient")));
-        wait_event(&process, "message", 1);
+        process.wait_events("message", 1);
         let long = "é€".repeat(50_000);
         for what in [json!({"n": [1, null, "ä", {"😀": 1.5}]}), json!(long)] {
             process.say(&format!("send 1 {}", json!({ "do": "show", "what": what })));
         }
-        let told = wait_event(&process, "message", 3);
+        let told = process.wait_events("message", 3);
         assert_eq!(told[1]["message"]["what"], json!({"n": [1, null, "ä", {"😀": 1.5}]}), "v{version}");
         assert_eq!(told[2]["message"]["what"], long, "v{version}");
         for what in FOREIGN {
@@ -138,7 +106,7 @@ fn a_rust_worker_and_every_node_tell_each_other_all_there_is() {
         }
         process.say("give 1 new Map with one");
         process.say("give 1 { do: 'show', what: 'a connection' } with one");
-        let told = wait_event(&process, "message", 3 + FOREIGN.len() + 2);
+        let told = process.wait_events("message", 3 + FOREIGN.len() + 2);
         let (foreign, with) = told[3..].split_at(FOREIGN.len());
         for it in foreign {
             let bytes: Vec<u8> = serde_json::from_value(it["message"]["bytes"].clone()).expect("bytes");

@@ -26,20 +26,13 @@ fn events(process: &Process, name: &str) -> Vec<Value> {
         .collect()
 }
 
-fn wait_event(process: &Process, name: &str, count: usize) {
-    process.wait_lines(&format!("{count} × {name}"), |lines| {
-        let wanted = format!("{{\"event\":\"{name}\"");
-        (lines.iter().filter(|it| it.text.starts_with(&wanted)).count() >= count).then_some(())
-    });
-}
-
 #[test]
 fn raw_workers_serve_under_every_node() {
     for node in lab::NODE_VERSIONS {
         for policy in ["rr", "none"] {
             let port = free_port();
             let Some(mut process) = primary(node, policy, 2, port, &[]) else { continue };
-            wait_event(&process, "listening", 2);
+            process.wait_events("listening", 2);
             Load::port(port).clients(4).connections(100).run().assert_all_served();
             process.say("disconnect");
             assert_eq!(process.wait().code(), Some(0), "v{node} {policy}");
@@ -61,7 +54,7 @@ fn raw_workers_die_where_they_are_told() {
         ("exit-listening", 3, None),
     ] {
         let Some(mut process) = primary(lab::NODE, "rr", 1, free_port(), &["--mode", mode]) else { return };
-        wait_event(&process, "exit", 1);
+        process.wait_events("exit", 1);
         let exit = &events(&process, "exit")[0];
         assert_eq!((exit["code"].as_i64(), exit["signal"].as_str()), (Some(code), signal), "{mode}");
         assert_eq!(events(&process, "online").is_empty(), mode == "exit-before-online", "{mode}");
@@ -73,10 +66,10 @@ fn raw_workers_die_where_they_are_told() {
         let Some(process) = primary(lab::NODE, "rr", 1, port, &["--mode", mode, "--after", "5"]) else {
             return;
         };
-        wait_event(&process, "listening", 1);
+        process.wait_events("listening", 1);
         Load::port(port).connections(5).run().assert_all_served();
         let load = Load::port(port).connections(1).start();
-        wait_event(&process, "exit", 1);
+        process.wait_events("exit", 1);
         assert_eq!(events(&process, "exit")[0]["signal"], "SIGKILL", "{mode}");
         drop(process);
         let ledger = load.finish();
@@ -93,12 +86,12 @@ fn only_the_first_one_misbehaves() {
     let port = free_port();
     let mode = ["--mode", "accept-then-die", "--first-only", marker];
     let Some(mut process) = primary(lab::NODE, "rr", 1, port, &mode) else { return };
-    wait_event(&process, "listening", 1);
+    process.wait_events("listening", 1);
     let ledger = Load::port(port).connections(1).run();
     assert_eq!(ledger.failed(), 1);
-    wait_event(&process, "exit", 1);
+    process.wait_events("exit", 1);
     process.say("fork");
-    wait_event(&process, "listening", 2);
+    process.wait_events("listening", 2);
     Load::port(port).connections(10).run().assert_all_served();
 }
 
@@ -222,14 +215,14 @@ fn a_hostile_channel_is_spoken_to_the_end() {
     }
     for mode in ["close-channel", "shutdown-write"] {
         let Some(process) = primary(lab::NODE, "rr", 1, free_port(), &["--mode", mode]) else { return };
-        wait_event(&process, "disconnect", 1);
+        process.wait_events("disconnect", 1);
         assert!(events(&process, "exit").is_empty(), "{mode} should stay");
     }
     for mode in ["wild-acks", "bad-utf8", "fd-bomb"] {
         let Some(mut process) = primary(lab::NODE, "rr", 1, free_port(), &["--mode", mode]) else { return };
-        wait_event(&process, "listening", 1);
+        process.wait_events("listening", 1);
         match mode {
-            "bad-utf8" => wait_event(&process, "message", 1),
+            "bad-utf8" => drop(process.wait_events("message", 1)),
             "fd-bomb" => wait_until("hundreds of descriptors", || fd_count(process.pid()) > Some(200)),
             _ => {}
         }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde_json::Value;
 
 pub use rustix::process::Signal;
 
@@ -175,6 +176,20 @@ impl Process {
             assert!(!left.is_zero(), "{} never gave {what}; it printed:\n{}", self.what, show(&log.lines));
             log = self.lines.changed.wait_timeout(log, left).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// What `primary.js` has told of so many events of this name.
+    ///
+    /// # Panics
+    /// As [`wait_lines`](Self::wait_lines).
+    #[track_caller]
+    pub fn wait_events(&self, name: &str, count: usize) -> Vec<Value> {
+        let wanted = format!("{{\"event\":\"{name}\"");
+        self.wait_lines(&format!("{count} × {name}"), |lines| {
+            let told = lines.iter().filter(|it| it.text.starts_with(&wanted));
+            let told: Vec<Value> = told.filter_map(|it| serde_json::from_str(&it.text).ok()).collect();
+            (told.len() >= count).then_some(told)
+        })
     }
 
     /// Writes a line to its standard input.
