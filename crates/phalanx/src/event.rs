@@ -126,24 +126,21 @@ fn take(queue: &mut Queue) -> Option<Event> {
 #[derive(Debug)]
 pub(crate) struct Hub {
     listeners: Vec<Arc<Mailbox>>,
-    /// For the first who asks: what a cluster tells while it starts, nobody could ask for before.
-    early: Option<Events>,
-}
-
-impl Default for Hub {
-    fn default() -> Hub {
-        let mailbox = Arc::new(Mailbox::default());
-        Hub { listeners: vec![Arc::clone(&mailbox)], early: Some(Events(mailbox)) }
-    }
 }
 
 impl Hub {
+    /// And all its events, for the first who asks: what a cluster tells while it starts, or while it ends at once,
+    /// nobody could ask for before.
+    pub(crate) fn new() -> (Hub, Events) {
+        let mut hub = Hub { listeners: Vec::new() };
+        let all = hub.subscribe();
+        (hub, all)
+    }
+
     pub(crate) fn subscribe(&mut self) -> Events {
-        self.early.take().unwrap_or_else(|| {
-            let mailbox = Arc::new(Mailbox::default());
-            self.listeners.push(Arc::clone(&mailbox));
-            Events(mailbox)
-        })
+        let mailbox = Arc::new(Mailbox::default());
+        self.listeners.push(Arc::clone(&mailbox));
+        Events(mailbox)
     }
 
     pub(crate) fn tell(&mut self, event: &Event) {
@@ -189,9 +186,8 @@ mod tests {
 
     #[test]
     fn the_first_listener_hears_what_came_before_it() {
-        let mut hub = Hub::default();
+        let (mut hub, first) = Hub::new();
         hub.tell(&degraded(0));
-        let first = hub.subscribe();
         let second = hub.subscribe();
         hub.tell(&degraded(1));
         drop(hub);
@@ -204,11 +200,10 @@ mod tests {
 
     #[test]
     fn who_is_too_slow_hears_how_much_it_missed() {
-        let mut hub = Hub::default();
+        let (mut hub, mut events) = Hub::new();
         for n in 0..ROOM as u32 + 3 {
             hub.tell(&degraded(n));
         }
-        let mut events = hub.subscribe();
         assert!(matches!(events.blocking_recv(), Some(Event::Lagged { missed: 3 })));
         assert!(matches!(events.blocking_recv(), Some(Event::Degraded { slot: Slot(3) })));
     }

@@ -18,23 +18,45 @@ fn example(name: &str) -> PathBuf {
 
 /// What a program prints to its end, by stream.
 fn printed(builder: phalanx::Builder) -> [Vec<String>; 2] {
-    let lines: Arc<Mutex<[Vec<String>; 2]>> = Arc::default();
-    let heard = Arc::clone(&lines);
+    let lines = Printed::default();
+    let primary = print(builder, &lines);
+    // The events end when everything was printed.
+    primary.events().into_iter().for_each(drop);
+    let lines = lines.lock().expect("lock");
+    lines.clone()
+}
+
+/// Lines, by stream.
+type Printed = Arc<Mutex<[Vec<String>; 2]>>;
+
+/// Starts a program that ends by itself.
+fn print(builder: phalanx::Builder, lines: &Printed) -> Primary {
+    let heard = Arc::clone(lines);
     let hear = move |line: &Line<'_>| {
         heard.lock().expect("lock")[usize::from(line.is_stderr)].push(line.text.to_owned());
         Ok(())
     };
-    let primary = builder
+    builder
         .channel(Speaks::Nothing)
         .output(Output::Lines(Arc::new(hear)))
         .workers(1)
         .restart(phalanx::Restart::Never)
         .start()
-        .expect("it starts");
-    // The events end when everything was printed.
-    primary.events().into_iter().for_each(drop);
-    let lines = lines.lock().expect("lock");
-    lines.clone()
+        .expect("it starts")
+}
+
+#[test]
+fn who_asks_after_the_end_hears_all_of_it() {
+    let lines = Printed::default();
+    let primary = print(Cluster::builder().exec("/bin/echo").args(["hello"]), &lines);
+    while primary.status().is_ok() {
+        std::thread::yield_now();
+    }
+    assert_eq!(lines.lock().expect("lock")[0], ["hello"]);
+    let first: Vec<Event> = primary.events().into_iter().collect();
+    let exits = first.iter().filter(|event| matches!(event, Event::Exit { .. })).count();
+    assert!(matches!(first.last(), Some(Event::Finished)) && exits == 1, "{first:?}");
+    assert!(primary.events().into_iter().next().is_none());
 }
 
 fn messages(primary: &Primary) -> impl Iterator<Item = (WorkerId, Value)> {

@@ -103,6 +103,7 @@ pub(crate) struct Driver {
 pub(crate) fn start(builder: Builder) -> Result<Handle> {
     let (commands, mut inbox) = mpsc::unbounded_channel::<Command>();
     let (ready, started) = std::sync::mpsc::sync_channel(1);
+    let (hub, events) = Hub::new();
     std::thread::Builder::new()
         .name("phalanx".to_owned())
         .spawn(move || {
@@ -116,7 +117,7 @@ pub(crate) fn start(builder: Builder) -> Result<Handle> {
                 };
             let tasks = LocalSet::new();
             tasks.block_on(&runtime, async move {
-                let driver = match Driver::new(builder) {
+                let driver = match Driver::new(builder, hub) {
                     Ok(driver) => driver,
                     Err(error) => {
                         let _ = ready.send(Err(error));
@@ -148,6 +149,8 @@ pub(crate) fn start(builder: Builder) -> Result<Handle> {
                         }
                     }
                 }
+                // Before anybody hears that it is over, all that was printed is passed on.
+                drop(driver);
                 // Who asks at this very moment must hear that it is over. Merely dropped, the inbox forgets a command
                 // whose sender has been counted but has not put it in yet; whoever waits for its answer has a sender
                 // too, and so it would stay there for ever.
@@ -157,7 +160,7 @@ pub(crate) fn start(builder: Builder) -> Result<Handle> {
         })
         .map_err(|source| Error::System { what: "cannot start the cluster's thread", source })?;
     match started.recv() {
-        Ok(Ok(())) => Ok(Handle::new(commands)),
+        Ok(Ok(())) => Ok(Handle::new(commands, events)),
         Ok(Err(error)) => Err(error),
         Err(_) => Err(Error::Ended),
     }
@@ -169,7 +172,7 @@ fn phalanx_force_sigchld() -> bool {
 }
 
 impl Driver {
-    fn new(mut builder: Builder) -> Result<Rc<RefCell<Driver>>> {
+    fn new(mut builder: Builder, hub: Hub) -> Result<Rc<RefCell<Driver>>> {
         let tell = [&builder.stdout, &builder.stderr].map(crate::Output::tell);
         let program = Rc::new(Program::read(Description::of(&mut builder)?)?);
         let ready = builder.config.lives.ready.clone();
@@ -180,7 +183,7 @@ impl Driver {
         let driver = Rc::new_cyclic(|me| {
             RefCell::new(Driver {
                 core: Primary::new(config),
-                hub: Hub::default(),
+                hub,
                 start: Instant::now(),
                 latest: Rc::clone(&program),
                 programs: BTreeMap::from([(Generation(1), program)]),

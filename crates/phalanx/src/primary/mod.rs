@@ -18,7 +18,7 @@ mod tasks;
 
 use crate::builder::Builder;
 use crate::error::{Error, Result};
-use crate::event::Events;
+use crate::event::{Events, Hub};
 use crate::message::{Handle, SendError};
 use driver::{Command, Driver};
 pub use inspect::Inspect;
@@ -47,6 +47,8 @@ struct Commands {
     sender: mpsc::UnboundedSender<Command>,
     /// Held while somebody changes the settings.
     configuring: Mutex<()>,
+    /// For the first who asks.
+    events: Mutex<Option<Events>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -60,8 +62,9 @@ impl Drop for Commands {
 }
 
 impl Primary {
-    pub(crate) fn new(commands: mpsc::UnboundedSender<Command>) -> Primary {
-        Primary { commands: Arc::new(Commands { sender: commands, configuring: Mutex::new(()) }) }
+    pub(crate) fn new(sender: mpsc::UnboundedSender<Command>, events: Events) -> Primary {
+        let events = Mutex::new(Some(events));
+        Primary { commands: Arc::new(Commands { sender, configuring: Mutex::new(()), events }) }
     }
 
     /// Asks the cluster's thread and waits for its answer, which never waits for anything else.
@@ -88,11 +91,17 @@ impl Primary {
         Ok(WorkerRef { primary: self.clone(), id })
     }
 
-    /// Everything that happens from now on. The first caller also gets what happened before, since the start:
-    /// the first `Fork` and `Bound` are heard (of more than 1024 events, the latest).
+    /// Everything that happens from now on. The first caller also gets what happened before, since the start, even
+    /// if the cluster has ended: the first `Fork` and `Bound` are heard (of more than 1024 events, the latest).
+    ///
+    /// When the events end, everything that workers have printed was passed on.
     #[must_use]
     pub fn events(&self) -> Events {
-        self.ask(|driver| driver.hub.subscribe()).unwrap_or_else(|_| crate::event::Hub::default().subscribe())
+        let first = lock(&self.commands.events).take();
+        first
+            .or_else(|| self.ask(|driver| driver.hub.subscribe()).ok())
+            // One that has ended already.
+            .unwrap_or_else(|| Hub::new().1)
     }
 
     /// Workers, listeners and the ledger at this moment: the very JSON of `phalanx status --json`, without the
