@@ -1,5 +1,5 @@
-//! Does a program wait for connections, or datagrams, on a socket? A fact for programs that have no way to say that they are
-//! ready.
+//! Does a program wait for connections, or datagrams, on a socket? A fact for programs that have no way to say
+//! that they are ready.
 
 use std::fs::{self, File};
 use std::io;

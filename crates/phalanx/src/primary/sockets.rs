@@ -75,20 +75,11 @@ pub(super) fn bind(
                 }
             })
         }
-        BindSpec::Udp { address, port, v6only, reuse_addr } => {
-            let at = |ip: IpAddr| {
-                let (v6only, reuse_addr) = (*v6only, *reuse_addr);
-                listener::bind(&Address::Udp { addr: SocketAddr::new(ip, *port), v6only, reuse_addr })
-            };
-            at(*address).or_else(|error| {
-                let both = *address == IpAddr::from(Ipv6Addr::UNSPECIFIED) && !v6only;
-                if both && error.kind() != io::ErrorKind::AddrInUse {
-                    at(Ipv4Addr::UNSPECIFIED.into())
-                } else {
-                    Err(error)
-                }
-            })
-        }
+        BindSpec::Udp { address, port, v6only, reuse_addr } => listener::bind(&Address::Udp {
+            addr: SocketAddr::new(*address, *port),
+            v6only: *v6only,
+            reuse_addr: *reuse_addr,
+        }),
         BindSpec::Unix { path, mode, readable_all, writable_all } => {
             // Connecting needs the right to write; Node's two options widen what umask left.
             let widened = if *writable_all { Some(0o777) } else { readable_all.then_some(0o755) };
